@@ -1,0 +1,60 @@
+"""A server in a thread of its own, for as long as a `with` block lasts."""
+
+from __future__ import annotations
+
+import contextvars
+import threading
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Generic
+
+    from typing_extensions import TypeVar
+
+    ServerT = TypeVar("ServerT", default=Any)
+else:
+    from ._generics import Generic, ServerT
+
+__all__ = ["Background"]
+
+
+class Background(Generic[ServerT]):
+    """What `server.background()` returns: a context manager that serves inside its block.
+
+    Entering returns the server once its loop runs. Leaving shuts it down, waits for the loop's thread, and closes the
+    server, which waits for the requests that still run as `server_close()` does. An exception that ends the loop
+    closes the server at once and is raised again on leaving, unless the block itself has failed.
+    """
+
+    def __init__(self, server: ServerT, poll_interval: float | None) -> None:
+        self._server = server
+        self._poll_interval = poll_interval
+        self._ready = threading.Event()
+        self._error: BaseException | None = None
+        # The values of the starter's context variables go along, as they would in a call.
+        run = contextvars.copy_context().run
+        self._thread = threading.Thread(target=run, args=(self._serve,), name=f"serving {type(server).__name__}")
+
+    def __enter__(self) -> ServerT:
+        self._server._lifecycle.on_start = self._ready.set
+        self._thread.start()
+        self._ready.wait()
+        return self._server
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        try:
+            self._server.shutdown()
+            self._thread.join()
+        finally:
+            self._server.server_close()
+        if self._error is not None and error is None:
+            raise self._error
+
+    def _serve(self) -> None:
+        try:
+            self._server.serve_forever(self._poll_interval)
+        except BaseException as error:
+            self._error = error
+            self._server.server_close()  # else clients would wait for ever in the backlog of a loop that is gone
+        finally:
+            self._ready.set()

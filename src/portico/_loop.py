@@ -1,0 +1,105 @@
+"""The blocking loop: waits until something is ready, or somebody wakes it. No policy of its own.
+
+`_acceptor` decides what is watched and what readiness means; the green and async ways have loops of their own.
+"""
+
+from __future__ import annotations
+
+import selectors
+import socket
+import threading
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any, Self
+
+__all__ = ["Loop", "Waker"]
+
+
+class Waker:
+    """Makes a loop's wait return, from any thread and from signal handlers.
+
+    A socket pair, not a pipe: on Windows only sockets can be polled. The lock keeps `wake` from writing to a
+    descriptor number that `close` has just given back; it is re-entrant because a signal handler may wake the loop
+    that its own thread is about to close.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._reader, self._writer = socket.socketpair()
+        self._reader.setblocking(False)
+        self._writer.setblocking(False)
+
+    def fileno(self) -> int:
+        return self._reader.fileno()
+
+    def wake(self) -> None:
+        """Make the wait return, now or when it begins. Does nothing once closed."""
+        with self._lock:
+            try:
+                self._writer.send(b"\0")
+            except OSError:  # full: it is awake already; closed: nobody waits any more
+                return
+
+    def clear(self) -> None:
+        """Forget all that woke it so far."""
+        try:
+            while self._reader.recv(4096):
+                pass
+        except OSError:
+            return
+
+    def close(self) -> None:
+        with self._lock:
+            self._reader.close()
+            self._writer.close()
+
+
+class Loop:
+    """Watches descriptors and hands back the callbacks of those that are ready.
+
+    Use as a context manager, in the thread that waits; `wake` alone may be called from elsewhere.
+    """
+
+    def __init__(self, selector_class: Callable[[], selectors.BaseSelector]) -> None:
+        self._selector = selector_class()
+        self._waker = Waker()
+        self.servers: list[Any] = []
+        """Who is served; a forked child closes the sockets of all of them."""
+        self.watch(self._waker, self._waker.clear)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def watch(self, fileobj: Any, callback: Callable[[], object]) -> int:
+        """Have `wait` return `callback` whenever `fileobj` is readable; returns its descriptor.
+
+        Raises `ValueError` if it is closed.
+        """
+        descriptor = fileobj if isinstance(fileobj, int) else fileobj.fileno()
+        self.unwatch(descriptor)  # a number may have been closed, and given out again, behind our back
+        return self._selector.register(fileobj, selectors.EVENT_READ, callback).fd
+
+    def unwatch(self, descriptor: int) -> None:
+        """Stop watching. By number, since the object behind it may be closed already."""
+        try:
+            self._selector.unregister(descriptor)
+        except (KeyError, RuntimeError):  # not watched, or the loop has ended
+            return
+
+    def wait(self, timeout: float | None) -> list[Callable[[], object]]:
+        """Block until something watched is readable, `wake` is called, or `timeout` seconds have passed."""
+        return [key.data for key, _ in self._selector.select(timeout)]
+
+    def wake(self) -> None:
+        """Make `wait` return. From any thread and from signal handlers."""
+        self._waker.wake()
+
+    def close(self) -> None:
+        """Free the loop's own descriptors; what was watched stays open. A forked child calls it for its copies."""
+        self._waker.close()
+        self._selector.close()

@@ -1,0 +1,183 @@
+"""Sockets as a server needs them: made or adopted, bound with an error that helps, asked what they are.
+
+What an address means is `_addresses`', what becomes of socket files `_unix_files`', and what is accepted when
+`_acceptor`'s.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import struct
+import sys
+from collections import namedtuple
+
+from . import _activation, _addresses, _unix_files
+from .errors import AddressError, UnavailableError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from ._system import System
+
+__all__ = [
+    "Credentials",
+    "ServerSocket",
+    "accept",
+    "bind",
+    "existing",
+    "is_listening",
+    "is_usable",
+    "listen",
+    "make_nonblocking",
+    "peer_credentials",
+    "set_blocking_again",
+    "set_options",
+]
+
+_POSIX = os.name == "posix"
+_IN_USE = errno.EADDRINUSE
+
+
+class Credentials(namedtuple("Credentials", ["pid", "uid", "gid"])):
+    """The process at the other end of a Unix connection, as the kernel saw it when it connected (unix(7))."""
+
+    __slots__ = ()
+
+
+class ServerSocket(socket.socket):
+    """A server's own socket: closing it wakes the loop that waits on it.
+
+    The kernel does not: poll() goes on waiting on a descriptor that another thread has closed.
+    """
+
+    __slots__ = ("on_close",)
+
+    on_close: Callable[[], object]
+
+    def close(self) -> None:
+        super().close()
+        wake = getattr(self, "on_close", None)  # unset outside serve_forever
+        if wake is not None:
+            wake()
+
+
+def existing(address: Any, system: System) -> socket.socket | None:
+    """The socket that `address` is or names (`fd://N`, `systemd://NAME`); None if it is an address to bind."""
+    if isinstance(address, socket.socket):
+        if address.fileno() < 0:
+            raise AddressError("the socket given as the server's address is closed")
+        return address
+    if isinstance(address, str) and address.startswith(("fd://", "systemd://")):
+        return _activation.from_text(address, system)
+    return None
+
+
+def set_options(sock: socket.socket, *, reuse_address: Any, reuse_port: Any, dual_stack: bool | None) -> None:
+    """Set what has to be set before bind(). Raises `UnavailableError` for what this system does not have."""
+    inet = sock.family in (socket.AF_INET, socket.AF_INET6)
+    if reuse_address:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    elif sys.platform == "win32" and inet and not reuse_port:
+        # Without it another process may bind the same port and take the clients (Microsoft's advice for all servers).
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_EXCLUSIVEADDRUSE, 1)
+    if reuse_port and inet:
+        if not hasattr(socket, "SO_REUSEPORT"):
+            raise UnavailableError("allow_reuse_port needs SO_REUSEPORT, which this system does not have")
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    if dual_stack is not None and sock.family == socket.AF_INET6:
+        if dual_stack and not socket.has_dualstack_ipv6():
+            raise UnavailableError("dual_stack needs IPv6 sockets that also take IPv4, which this system does not have")
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, not dual_stack)
+
+
+def bind(
+    sock: socket.socket, address: Any, *, mode: int | None = None, group: int | str | None = None
+) -> _unix_files.SocketFile | None:
+    """Bind; a Unix path gets `mode` and `group`, and the file made is returned.
+
+    An `OSError` keeps its class and errno, and says which address it is about and, where the system lets us know, who
+    holds it. Other errors (an OverflowError for a port of 70000) are bind()'s own.
+    """
+    try:
+        if sock.family == _addresses.AF_UNIX and _unix_files.has_file(address):
+            return _unix_files.bind(sock, address, mode=mode, group=group)
+        sock.bind(address)
+    except OSError as error:
+        raise _explained(error, sock, address) from error
+    return None
+
+
+def _explained(error: OSError, sock: socket.socket, address: Any) -> OSError:
+    reason = error.strerror or str(error)
+    where = _addresses.describe(sock, address)
+    if isinstance(error, PermissionError) and sock.family != _addresses.AF_UNIX:
+        reason += "; ports below 1024 need privileges"
+    if error.errno == _IN_USE:
+        from ._holders import holder  # only wanted when things have gone wrong
+
+        who = holder(sock.type, address)
+        reason += f", held by {who}" if who else ""
+    kind = socket.gaierror if isinstance(error, socket.gaierror) else OSError
+    return kind(error.errno, f"cannot bind {where}: {reason}")
+
+
+def listen(sock: socket.socket, backlog: int) -> None:
+    """listen(), with `bind`'s errors: where SO_REUSEADDR let two sockets bind one port, only one may listen."""
+    try:
+        sock.listen(backlog)
+    except OSError as error:
+        raise _explained(error, sock, sock.getsockname()) from error
+
+
+def accept(sock: socket.socket) -> tuple[socket.socket, Any]:
+    """accept(), with a blocking connection on every system: BSD and macOS let it inherit the listener's flag."""
+    connection, address = sock.accept()
+    if sys.platform != "linux" and socket.getdefaulttimeout() is None:
+        connection.setblocking(True)
+    return connection, address
+
+
+def is_listening(sock: Any) -> bool:
+    """Whether this is a socket that accepts connections; False for anything that is no open socket."""
+    try:
+        return bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
+    except (OSError, AttributeError, TypeError):
+        return False
+
+
+def is_usable(sock: Any, listening: bool) -> bool:
+    """Whether requests can still come from this socket, which was `listening` before."""
+    try:
+        return is_listening(sock) if listening else bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_TYPE))
+    except (OSError, AttributeError, TypeError):
+        return False
+
+
+def make_nonblocking(sock: socket.socket) -> None:
+    """Have accept() fail rather than block, without touching the timeout that the socket object shows.
+
+    Done before every drain and not once: the flag belongs to the open file, which other processes may share and set
+    back when they end. One system call, 0.3 us.
+    """
+    if _POSIX and sock.fileno() >= 0:
+        os.set_blocking(sock.fileno(), False)
+
+
+def set_blocking_again(sock: socket.socket) -> None:
+    """Undo `make_nonblocking`, for whoever calls accept() on the listener after us."""
+    if _POSIX and sock.fileno() >= 0 and sock.gettimeout() is None:
+        os.set_blocking(sock.fileno(), True)
+
+
+def peer_credentials(sock: socket.socket) -> Credentials:
+    """pid, uid and gid of a Unix stream's peer. Raises `UnavailableError` for other sockets and systems."""
+    if not hasattr(socket, "SO_PEERCRED"):
+        raise UnavailableError("peer credentials need SO_PEERCRED, which this system does not have")
+    if not isinstance(sock, socket.socket) or sock.family != _addresses.AF_UNIX or sock.type != socket.SOCK_STREAM:
+        raise UnavailableError("peer credentials exist for Unix stream connections only")
+    layout = struct.Struct("3i")
+    return Credentials(*layout.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, layout.size)))

@@ -1,0 +1,69 @@
+"""The seam to the operating system: processes, clock, signals and environment, behind one object.
+
+Whoever forks, waits, looks at the clock, the signals or the environment goes through a `System`, so that tests hand in
+another instead of patching `os` or sleeping. Sockets are not here: tests use real ones.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+import warnings
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, MutableMapping
+    from typing import Any, NoReturn
+
+__all__ = ["System"]
+
+
+class System:
+    """The real one. Every method is as thin as it can be."""
+
+    def fork(self) -> int:
+        """`os.fork`, without Python 3.12's warning about other threads: `forks` says that itself, as an event.
+
+        It must not be raised: under `-W error` the warning would take the place of the child's pid, in the parent
+        only, after the child has started. The filter matches this module alone.
+        """
+        if threading.active_count() > 1:
+            warnings.filterwarnings("ignore", category=DeprecationWarning, module=__name__.replace(".", r"\."))
+        return os.fork()
+
+    def reaped(self, pid: int, *, block: bool = False) -> bool:
+        """Whether the child `pid` is gone for good: waited for now, or by somebody else before."""
+        try:
+            return os.waitpid(pid, 0 if block else os.WNOHANG)[0] == pid
+        except ChildProcessError:
+            return True
+
+    def pidfd(self, pid: int) -> int | None:
+        """A descriptor that becomes readable when the child ends; None where there is none to be had."""
+        try:
+            return os.pidfd_open(pid)
+        except (AttributeError, OSError):
+            return None
+
+    def exit_child(self, status: int) -> NoReturn:
+        """End a forked child at once: no atexit, no flushing of buffers that the parent also holds."""
+        os._exit(status)
+
+    def pid(self) -> int:
+        """This process."""
+        return os.getpid()
+
+    def monotonic(self) -> float:
+        """Seconds on a clock that is never set back."""
+        return time.monotonic()
+
+    def on_signal(self, number: int, handler: Callable[[int, Any], object]) -> Any:
+        """Install a signal handler and return the one before it; main thread only (Python's rule)."""
+        return signal.signal(number, handler)
+
+    @property
+    def environ(self) -> MutableMapping[str, str]:
+        """The process's environment."""
+        return os.environ

@@ -1,0 +1,212 @@
+"""The command `portico`: `serve` a handler from a shell, `run` an unmodified program on Portico, list the `settings`.
+
+Turns words into calls and errors into one line; all else is the library's. Exit status: 0 after a clean end, 2 for
+anything wrong on the command line or in what it names, else the program's own (`run`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import runpy
+import signal
+import sys
+from contextlib import ExitStack
+
+from . import presets, servers, settings
+from ._addresses import describe, parse
+from ._install import install
+from ._system import System
+from .errors import AddressError, PorticoError, SettingError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from types import FrameType
+    from typing import Any
+
+__all__ = ["main"]
+
+_PREFIXES = {"thread": "Threading", "fork": "Forking", "none": ""}
+_CLASSES = {"tcp": "TCPServer", "udp": "UDPServer", "unix": "UnixStreamServer", "unix-dgram": "UnixDatagramServer"}
+
+
+class CommandError(Exception):
+    """What the user asked for cannot be done; the message is all there is to say."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit status. `run` may leave with the program's own SystemExit."""
+    options = _parser().parse_args(arguments)
+    try:
+        action: Callable[[argparse.Namespace], int] = options.action
+        return action(options)
+    except (CommandError, PorticoError) as error:
+        print(f"portico: {error}", file=sys.stderr)
+        return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="portico", description="Network servers from a handler class.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    command = commands.add_parser("serve", help="serve a handler until SIGINT or SIGTERM")
+    command.add_argument("handler", metavar="MODULE:HANDLER", help="a handler class, in this folder or installed")
+    command.add_argument(
+        "addresses", metavar="ADDRESS", nargs="+",
+        help="tcp://HOST:PORT, udp://HOST:PORT (IPv6: [::1]), unix:PATH, unix-dgram:PATH, fd://N, systemd://NAME; "
+        "port 0 is any free one, unix:@NAME an abstract name",
+    )  # fmt: skip
+    command.add_argument("--concurrency", choices=_PREFIXES, default="thread", help="a %(choices)s per request")
+    command.add_argument(
+        "--set", dest="values", metavar="NAME=VALUE", action="append", default=[],
+        help="a setting, see 'portico settings'; may be repeated",
+    )  # fmt: skip
+    command.set_defaults(action=_serve)
+
+    command = commands.add_parser("run", help="run an unmodified program with Portico as its socketserver")
+    command.add_argument("-m", dest="module", action="store_true", help="the program is a module's name, as in python -m")
+    command.add_argument("--stdlib-compat", action="store_true", help="with the setting stdlib_compat on")
+    command.add_argument("program", metavar="PROGRAM")
+    command.add_argument("rest", metavar="ARG", nargs=argparse.REMAINDER, help="the program's own arguments")
+    command.set_defaults(action=_run)
+
+    command = commands.add_parser("settings", help="list every setting, its default and its reason")
+    command.set_defaults(action=_settings)
+    return parser
+
+
+# -- portico serve
+
+
+def _serve(options: argparse.Namespace) -> int:
+    handler = _handler(options.handler)
+    values = dict(_assignment(text) for text in options.values)
+    with ExitStack() as stack:
+        running = [
+            stack.enter_context(_server(address, handler, options.concurrency, values)) for address in options.addresses
+        ]
+        with _stopping_on_signals(running):
+            for server in running:
+                print(f"serving {options.handler} on {describe(server.socket)}", flush=True)
+            servers.serve_together(running)
+    return 0
+
+
+def _handler(name: str) -> Any:
+    """Import `module:Handler`, from the current folder first."""
+    module_name, colon, attribute = name.partition(":")
+    if not (module_name and colon and attribute):
+        raise CommandError(f"{name!r} names no handler: give MODULE:HANDLER, such as examples.echo:Echo")
+    sys.path.insert(0, os.getcwd())
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:
+        raise CommandError(f"cannot import {module_name!r}: {type(error).__name__}: {error}") from None
+    handler = getattr(module, attribute, None)
+    if handler is None:
+        raise CommandError(f"module {module_name!r} has no {attribute!r}")
+    if not (isinstance(handler, type) and callable(getattr(handler, "handle", None))):
+        raise CommandError(f"{name} is no handler: it must be a class with a handle() method, see BaseRequestHandler")
+    return handler
+
+
+def _assignment(text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    if not equals or name not in settings.ALL:
+        known = ", ".join(sorted(settings.ALL))
+        raise CommandError(f"--set {text!r}: give NAME=VALUE with a NAME of: {known}")
+    return name, settings.ALL[name].parse(value)
+
+
+def _server(address: str, handler: Any, concurrency: str, values: dict[str, Any]) -> servers.BaseServer[Any]:
+    """The server for one address, bound. Errors name the address."""
+    endpoint = parse(address)
+    server_class = _server_class(_kind_of(endpoint), concurrency)
+    try:
+        server: servers.BaseServer[Any] = server_class(endpoint.address, handler, **_fitting(server_class, values))
+    except OSError as error:
+        raise CommandError(error.strerror or str(error)) from None
+    return server
+
+
+def _kind_of(endpoint: Any) -> str:
+    """What kind of socket to serve; for one handed down, what it turns out to be."""
+    if endpoint.kind in _CLASSES:
+        kind: str = endpoint.kind
+        return kind
+    sock = servers.adopted(endpoint.address)
+    try:
+        return describe(sock).partition(":")[0]
+    finally:
+        sock.detach()
+
+
+def _server_class(kind: str, concurrency: str) -> Any:
+    name = _PREFIXES[concurrency] + _CLASSES[kind]
+    found = getattr(presets, name, None) or getattr(servers, name, None)
+    if found is None:
+        raise CommandError(f"{name} needs what this system does not have; choose another address or --concurrency")
+    return found
+
+
+def _fitting(server_class: type, values: dict[str, Any]) -> dict[str, Any]:
+    """Of the settings given, those that this kind of server has: one command line may start several kinds."""
+    return {name: value for name, value in values.items() if hasattr(server_class, name)}
+
+
+class _stopping_on_signals:
+    """SIGINT and SIGTERM shut the servers down while the block lasts; the handlers before are put back after it."""
+
+    def __init__(self, running: Sequence[servers.BaseServer[Any]], system: System | None = None) -> None:
+        self._servers = running
+        self._system = system or System()
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._before[number] = self._system.on_signal(number, self._stop)
+
+    def __exit__(self, *exc: object) -> None:
+        for number, handler in self._before.items():
+            self._system.on_signal(number, handler)
+
+    def _stop(self, number: int, frame: FrameType | None) -> None:
+        for server in self._servers:
+            server.shutdown()
+
+
+# -- portico run
+
+
+def _run(options: argparse.Namespace) -> int:
+    """Run a program as `python` would: its own sys.argv, sys.path and `__main__`; its exit status is ours."""
+    install(stdlib_compat=options.stdlib_compat)
+    sys.argv = [options.program, *options.rest]
+    if options.module:
+        sys.path[0] = os.getcwd()
+        runpy.run_module(options.program, run_name="__main__", alter_sys=True)
+        return 0
+    if not os.path.exists(options.program):
+        raise CommandError(f"there is no program {options.program!r} (with -m, a module's name is expected)")
+    sys.path[0] = os.path.dirname(os.path.abspath(options.program))
+    runpy.run_path(options.program, run_name="__main__")
+    return 0
+
+
+# -- portico settings
+
+
+def _settings(options: argparse.Namespace) -> int:
+    for line in _table():
+        print(line)
+    return 0
+
+
+def _table() -> Iterator[str]:
+    width = max(len(name) for name in settings.ALL)
+    for setting in settings.ALL.values():
+        default = "none" if setting.default is None else str(setting.default).lower()
+        yield f"{setting.name:{width}}  {default:>6} {setting.unit:12} {setting.reason}"
+        yield f"{'':{width}}  {'':>6} {'':12} {setting.kind.allowed}"

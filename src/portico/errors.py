@@ -1,0 +1,116 @@
+"""What can go wrong, whose fault it is, and what happens next.
+
+Here live the exceptions that Portico raises itself and the two functions that sort the operating system's.
+Sorting goes by PEP 3151's classes; only the conditions that have no class of their own are named by errno, here and
+nowhere else. No logging, no sockets and no policy: the accept policy is `_acceptor`'s.
+"""
+
+from __future__ import annotations
+
+import errno
+import sys
+from enum import Enum
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+__all__ = [
+    "AddressError",
+    "Outcome",
+    "Overloaded",
+    "PorticoError",
+    "SettingError",
+    "UnavailableError",
+    "UnknownSettingError",
+    "accept_outcome",
+    "is_disconnect",
+]
+
+
+class PorticoError(Exception):
+    """Base of all exceptions that Portico defines. Errors of the operating system stay `OSError`s."""
+
+
+class AddressError(PorticoError, ValueError):
+    """An address that cannot be understood, or that does not fit the kind of server it was given to."""
+
+
+class SettingError(PorticoError, ValueError):
+    """A setting with a value it does not allow."""
+
+
+class UnknownSettingError(SettingError, TypeError):
+    """A keyword argument that is no setting. Also a `TypeError`, Python's own word for it."""
+
+
+class UnavailableError(SettingError):
+    """A setting or service that this operating system does not have."""
+
+
+class Overloaded(PorticoError, RuntimeError):
+    """A request could not be started for want of threads, processes or memory: nobody's bug, so accepting pauses.
+
+    Raised by `process_request` of the mix-ins. Also a `RuntimeError`, which is what `Thread.start` raises.
+    """
+
+
+class Outcome(Enum):
+    """Why no request could be taken from the listener; the accept loop goes by nothing else."""
+
+    EMPTY = "empty"
+    """Nothing was waiting: back to polling."""
+    LOST = "lost"
+    """This one is lost, through its own peer or a refused hook; the next may be well: go on."""
+    EXHAUSTED = "exhausted"
+    """Out of descriptors, memory or threads: trying again at once would only burn the processor."""
+    DEAD = "dead"
+    """The listener itself is of no use any more: the loop ends."""
+
+
+# accept(2) names these four for a lack of resources; PEP 3151 gave them no class.
+_EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
+# The descriptor is closed, is no socket, or does not listen. A candidate only: an overridden `get_request` may raise
+# the same numbers about a socket of its own, so the server looks at its listener before it believes them.
+_DEAD = {errno.EBADF, errno.EINVAL, errno.ENOTSOCK, errno.EOPNOTSUPP}
+
+
+def accept_outcome(error: Exception) -> Outcome:
+    """Sort an error of taking a request by what the accept loop does next.
+
+    All that accept(2) reports about the new connection rather than the listener (ECONNABORTED, EPROTO, EPERM, the
+    pending network errors) is `LOST`, and so is whatever is not known: one unknown error must not end a server.
+    """
+    if isinstance(error, BlockingIOError):
+        return Outcome.EMPTY
+    number = getattr(error, "errno", None)
+    if number in _EXHAUSTED or isinstance(error, Overloaded):
+        return Outcome.EXHAUSTED
+    if number in _DEAD:
+        return Outcome.DEAD
+    return Outcome.LOST
+
+
+def is_disconnect(error: BaseException | None, request: Any) -> bool:
+    """Tell a peer that left (or fell silent past the request's own timeout) from a fault in the handler.
+
+    `ConnectionRefusedError` is never a connected peer's doing: in a stream handler it comes from a connection the
+    handler made itself, and must be seen. In a datagram handler it is the ICMP answer of a vanished peer. A
+    `TimeoutError` counts only if the request's socket has a timeout, or the kernel gave the connection up
+    (ETIMEDOUT): since Python 3.11 a future's timeout is of the same class.
+    """
+    if isinstance(error, ConnectionRefusedError):
+        return isinstance(request, tuple)
+    if isinstance(error, ConnectionError):
+        return True
+    if isinstance(error, TimeoutError):
+        return error.errno == errno.ETIMEDOUT or _has_timeout(request)
+    ssl = sys.modules.get("ssl")  # never imported from here: without it no such error can exist
+    return ssl is not None and isinstance(error, (ssl.SSLEOFError, ssl.SSLZeroReturnError))
+
+
+def _has_timeout(request: Any) -> bool:
+    try:
+        return request.gettimeout() is not None
+    except (AttributeError, OSError):
+        return False

@@ -1,0 +1,216 @@
+"""Every setting of every server, declared once: name, default, unit, reason, and what it allows.
+
+A declaration serves as a class variable (`request_queue_size: int = REQUEST_QUEUE_SIZE.default`), as a keyword
+argument of the constructors, as `--set NAME=VALUE` of `portico serve`, and as a row of docs/settings.md. What a
+setting does is said by the code that reads it, not here.
+
+Attributes set on a class or an instance are taken as they are, as in `socketserver`; keyword arguments and the command
+line are checked.
+"""
+
+from __future__ import annotations
+
+from ._generics import Generic, SettingT
+from .errors import SettingError, UnknownSettingError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from typing import Any, Final
+
+__all__ = ["ALL", "Kind", "Setting", "apply", "compat_values", "of"]
+
+
+class Kind(Generic[SettingT]):
+    """What values a setting allows, in words and as a test, and how the command line spells them."""
+
+    __slots__ = ("allowed", "parse", "test")
+
+    def __init__(self, allowed: str, test: Callable[[Any], bool], parse: Callable[[str], SettingT]) -> None:
+        self.allowed = allowed
+        self.test = test
+        self.parse = parse
+
+
+class Setting(Generic[SettingT]):
+    """One setting. `stdlib` is what `socketserver` has in its place, given only where the two differ."""
+
+    __slots__ = ("default", "kind", "name", "reason", "stdlib", "unit")
+
+    def __init__(
+        self, name: str, default: SettingT, kind: Kind[Any], *, unit: str, reason: str, stdlib: Any = None
+    ) -> None:
+        self.name = name
+        self.default = default
+        self.kind = kind
+        self.unit = unit
+        self.reason = reason
+        self.stdlib = stdlib
+
+    def check(self, value: Any) -> None:
+        """Raise `SettingError` unless `value` is allowed."""
+        if not self.kind.test(value):
+            raise SettingError(f"{self.name} must be {self.kind.allowed}, not {value!r}")
+
+    def parse(self, text: str) -> SettingT:
+        """Return the value that `text` spells on a command line; `SettingError` if it spells none."""
+        try:
+            value: SettingT = self.kind.parse(text)
+        except ValueError:
+            raise SettingError(f"{self.name} must be {self.kind.allowed}, not {text!r}") from None
+        self.check(value)
+        return value
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _whole(low: int, high: int | None = None) -> Callable[[Any], bool]:
+    return lambda value: (
+        isinstance(value, int) and not isinstance(value, bool) and value >= low and (high is None or value <= high)
+    )
+
+
+def _maybe(parse: Callable[[str], Any]) -> Callable[[str], Any]:
+    return lambda text: None if text.lower() == "none" else parse(text)
+
+
+def _flag(text: str) -> bool:
+    words = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
+    if text.lower() not in words:
+        raise ValueError(text)
+    return words[text.lower()]
+
+
+def _group(text: str) -> int | str:
+    return int(text) if text.isdigit() else text
+
+
+FLAG: Final = Kind("true or false", lambda value: value in (True, False), _flag)
+SYSTEM_FLAG: Final = Kind(
+    "true, false, or none for the system's own default", lambda value: value in (True, False, None), _maybe(_flag)
+)
+COUNT: Final = Kind("a whole number from 1 up", _whole(1), int)
+BACKLOG: Final = Kind("a whole number from 0 up", _whole(0), int)
+BYTES: Final = Kind("a whole number of bytes from 1 to 65535", _whole(1, 65535), int)
+PAUSE: Final = Kind("a number of seconds above 0", lambda value: _number(value) and value > 0, float)
+WAIT: Final = Kind(
+    "a number of seconds from 0 up, or none",
+    lambda value: value is None or (_number(value) and value >= 0),
+    _maybe(float),
+)
+MODE: Final = Kind(
+    "file permissions from 0o000 to 0o777, or none",
+    lambda value: value is None or _whole(0, 0o777)(value),
+    _maybe(lambda text: int(text, 8)),
+)
+GROUP: Final = Kind(
+    "a group's name or number, or none",
+    lambda value: value is None or isinstance(value, str) or _whole(0)(value),
+    _maybe(_group),
+)
+
+# What every server has.
+
+STDLIB_COMPAT: Final = Setting(
+    "stdlib_compat", False, FLAG, unit="flag",
+    reason="one switch for the old ways that docs/compatibility.md marks with it",
+)
+TIMEOUT: Final = Setting[float | None](
+    "timeout", None, WAIT, unit="seconds",
+    reason="how long handle_request() waits (forking servers: 300); serve_forever() never looks at it",
+)
+ALLOW_REUSE_ADDRESS: Final = Setting(
+    "allow_reuse_address", False, FLAG, unit="flag", stdlib=False,
+    reason="SO_REUSEADDR; on for TCP on POSIX systems, where it lets a server restart at once and steals no port",
+)
+ALLOW_REUSE_PORT: Final = Setting(
+    "allow_reuse_port", False, FLAG, unit="flag",
+    reason="SO_REUSEPORT: several processes share the port; never by default, it hides a second server",
+)
+REQUEST_QUEUE_SIZE: Final = Setting(
+    "request_queue_size", 1024, BACKLOG, unit="connections", stdlib=5,
+    reason="the listen backlog (Linux caps it at net.core.somaxconn); 5 loses clients in every burst",
+)
+DUAL_STACK: Final = Setting[bool | None](
+    "dual_stack", None, SYSTEM_FLAG, unit="flag",
+    reason="an IPv6 socket also takes IPv4 clients; with a wildcard host it makes the socket an IPv6 one",
+)
+UNMAP_IPV4: Final = Setting(
+    "unmap_ipv4", False, FLAG, unit="flag",
+    reason="IPv4 clients of a dual-stack socket are shown as ('192.0.2.1', port), not as '::ffff:192.0.2.1'",
+)
+UNIX_MODE: Final = Setting[int | None](
+    "unix_mode", None, MODE, unit="permissions",
+    reason="permissions of the socket file, never wider even for a moment; none: the umask's",
+)
+UNIX_GROUP: Final = Setting[int | str | None](
+    "unix_group", None, GROUP, unit="group",
+    reason="group of the socket file, which then has mode 0o660 unless unix_mode says else; none: the process's",
+)
+ACCEPT_BATCH: Final = Setting(
+    "accept_batch", 64, COUNT, unit="requests",
+    reason="requests taken per wake-up before the loop looks up (HAProxy 4, gevent 100, Tornado 128)",
+)
+ACCEPT_PAUSE: Final = Setting(
+    "accept_pause", 0.01, PAUSE, unit="seconds",
+    reason="first pause when out of descriptors, memory or threads; doubles up to accept_pause_max",
+)
+ACCEPT_PAUSE_MAX: Final = Setting(
+    "accept_pause_max", 1.0, PAUSE, unit="seconds",
+    reason="longest such pause: the server is back at most this long after the shortage ends",
+)
+
+# What only datagram servers, threading or forking servers have.
+
+MAX_PACKET_SIZE: Final = Setting(
+    "max_packet_size", 65535, BYTES, unit="bytes", stdlib=8192,
+    reason="the longest datagram taken whole; no datagram is longer than 65535 bytes",
+)
+DAEMON_THREADS: Final = Setting(
+    "daemon_threads", False, FLAG, unit="flag",
+    reason="the interpreter does not wait for request threads when it exits, nor does server_close()",
+)
+BLOCK_ON_CLOSE: Final = Setting(
+    "block_on_close", True, FLAG, unit="flag",
+    reason="server_close() waits for the requests that still run",
+)
+MAX_CHILDREN: Final = Setting(
+    "max_children", 40, COUNT, unit="processes",
+    reason="when so many requests run, further clients wait in the backlog",
+)
+
+ALL: Final[dict[str, Setting[Any]]] = {
+    value.name: value for value in list(globals().values()) if isinstance(value, Setting)
+}
+
+
+def of(server_class: type) -> Iterator[Setting[Any]]:
+    """The settings that a server class has: those whose class variable it, or a mix-in of it, declares."""
+    return (setting for setting in ALL.values() if hasattr(server_class, setting.name))
+
+
+def apply(server: object, values: dict[str, Any]) -> None:
+    """Check the keyword arguments of a constructor and set them on the instance."""
+    for name, value in values.items():
+        setting = ALL.get(name)
+        if setting is None or not hasattr(type(server), name):
+            known = ", ".join(sorted(setting.name for setting in of(type(server))))
+            raise UnknownSettingError(f"{type(server).__name__} has no setting {name!r}; it has: {known}")
+        setting.check(value)
+        setattr(server, name, value)
+
+
+def compat_values(server: object) -> Iterator[tuple[str, Any]]:
+    """What `socketserver` would have in place of each default that nobody has changed.
+
+    A value set on the instance, on a user's class, or patched onto one of Portico's stays: only a class variable
+    that Portico itself gave counts as unchanged.
+    """
+    for setting in of(type(server)):
+        if setting.stdlib is None or setting.name in vars(server):
+            continue
+        owner = next(c for c in type(server).__mro__ if setting.name in vars(c))
+        if owner.__module__.partition(".")[0] == __package__:
+            yield setting.name, setting.stdlib
