@@ -7,18 +7,31 @@ import threading
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Generic
+    from typing import Generic, Protocol
 
     from typing_extensions import TypeVar
 
-    ServerT = TypeVar("ServerT", default=Any)
+    from .lifecycle import Lifecycle
+
+    class Served(Protocol):
+        """The server, as far as it matters here."""
+
+        @property
+        def _lifecycle(self) -> Lifecycle: ...
+        def serve_forever(self, poll_interval: float | None = ...) -> None: ...
+        def shutdown(self) -> None: ...
+        def server_close(self) -> None: ...
+
+    ServedT = TypeVar("ServedT", bound=Served)
 else:
-    from ._generics import Generic, ServerT
+    from ._generics import Generic
+
+    ServedT = None
 
 __all__ = ["Background"]
 
 
-class Background(Generic[ServerT]):
+class Background(Generic[ServedT]):
     """What `server.background()` returns: a context manager that serves inside its block.
 
     Entering returns the server once its loop runs. Leaving shuts it down, waits for the loop's thread, and closes the
@@ -26,7 +39,7 @@ class Background(Generic[ServerT]):
     closes the server at once and is raised again on leaving, unless the block itself has failed.
     """
 
-    def __init__(self, server: ServerT, poll_interval: float | None) -> None:
+    def __init__(self, server: ServedT, poll_interval: float | None) -> None:
         self._server = server
         self._poll_interval = poll_interval
         self._ready = threading.Event()
@@ -35,7 +48,7 @@ class Background(Generic[ServerT]):
         run = contextvars.copy_context().run
         self._thread = threading.Thread(target=run, args=(self._serve,), name=f"serving {type(server).__name__}")
 
-    def __enter__(self) -> ServerT:
+    def __enter__(self) -> ServedT:
         self._server._lifecycle.on_start = self._ready.set
         self._thread.start()
         self._ready.wait()

@@ -21,7 +21,7 @@ _LISTEN = "0A"  # TCP_LISTEN, net/tcp_states.h
 
 
 def holder(kind: int, address: Any) -> str | None:
-    """"pid 123 (name)" of the process that holds the address, or None if that cannot be found out.
+    """ "pid 123 (name)" of the process that holds the address, or None if that cannot be found out.
 
     `kind` is SOCK_STREAM or SOCK_DGRAM, `address` a pair or tuple of the internet families, or a Unix path.
     """

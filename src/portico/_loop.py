@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 import selectors
 import socket
 import threading
@@ -55,9 +56,14 @@ class Waker:
             self._reader.close()
             self._writer.close()
 
+    def abandon(self) -> None:
+        """`close` in a forked child, whose copies these are."""
+        os.close(self._reader.detach())
+        os.close(self._writer.detach())
+
 
 class Loop:
-    """Watches descriptors and hands back the callbacks of those that are ready.
+    """Watches descriptors and says which are ready.
 
     Use as a context manager, in the thread that waits; `wake` alone may be called from elsewhere.
     """
@@ -76,7 +82,7 @@ class Loop:
         self.close()
 
     def watch(self, fileobj: Any, callback: Callable[[], object]) -> int:
-        """Have `wait` return `callback` whenever `fileobj` is readable; returns its descriptor.
+        """Have `wait` return `callback`, as a key's `data`, whenever `fileobj` is readable; returns its descriptor.
 
         Raises `ValueError` if it is closed.
         """
@@ -91,15 +97,22 @@ class Loop:
         except (KeyError, RuntimeError):  # not watched, or the loop has ended
             return
 
-    def wait(self, timeout: float | None) -> list[Callable[[], object]]:
-        """Block until something watched is readable, `wake` is called, or `timeout` seconds have passed."""
-        return [key.data for key, _ in self._selector.select(timeout)]
+    def wait(self, timeout: float | None) -> list[tuple[selectors.SelectorKey, int]]:
+        """Block until something watched is readable, `wake` is called, or `timeout` seconds have passed.
+
+        Returns the selector's keys as they are; `data` is the callback, for the caller to call.
+        """
+        return self._selector.select(timeout)
 
     def wake(self) -> None:
         """Make `wait` return. From any thread and from signal handlers."""
         self._waker.wake()
 
     def close(self) -> None:
-        """Free the loop's own descriptors; what was watched stays open. A forked child calls it for its copies."""
+        """Free the loop's own descriptors; what was watched stays open."""
         self._waker.close()
         self._selector.close()
+
+    def abandon(self) -> None:
+        """`close` in a forked child, without a lock that another thread may have held at the fork."""
+        self._waker.abandon()

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 __all__ = [
     "Credentials",
     "ServerSocket",
-    "accept",
     "bind",
     "existing",
     "is_listening",
@@ -49,9 +48,9 @@ class Credentials(namedtuple("Credentials", ["pid", "uid", "gid"])):
 
 
 class ServerSocket(socket.socket):
-    """A server's own socket: closing it wakes the loop that waits on it.
+    """A server's own socket: closing it ends the loop that waits on it, through `on_close`.
 
-    The kernel does not: poll() goes on waiting on a descriptor that another thread has closed.
+    The kernel would not even wake it: poll() goes on waiting on a descriptor that another thread has closed.
     """
 
     __slots__ = ("on_close",)
@@ -60,9 +59,9 @@ class ServerSocket(socket.socket):
 
     def close(self) -> None:
         super().close()
-        wake = getattr(self, "on_close", None)  # unset outside serve_forever
-        if wake is not None:
-            wake()
+        tell = getattr(self, "on_close", None)  # unset outside serve_forever
+        if tell is not None:
+            tell()
 
 
 def existing(address: Any, system: System) -> socket.socket | None:
@@ -133,14 +132,6 @@ def listen(sock: socket.socket, backlog: int) -> None:
         raise _explained(error, sock, sock.getsockname()) from error
 
 
-def accept(sock: socket.socket) -> tuple[socket.socket, Any]:
-    """accept(), with a blocking connection on every system: BSD and macOS let it inherit the listener's flag."""
-    connection, address = sock.accept()
-    if sys.platform != "linux" and socket.getdefaulttimeout() is None:
-        connection.setblocking(True)
-    return connection, address
-
-
 def is_listening(sock: Any) -> bool:
     """Whether this is a socket that accepts connections; False for anything that is no open socket."""
     try:
@@ -160,8 +151,7 @@ def is_usable(sock: Any, listening: bool) -> bool:
 def make_nonblocking(sock: socket.socket) -> None:
     """Have accept() fail rather than block, without touching the timeout that the socket object shows.
 
-    Done before every drain and not once: the flag belongs to the open file, which other processes may share and set
-    back when they end. One system call, 0.3 us.
+    The mode belongs to the open file, which other processes may share: it may be set back at any time.
     """
     if _POSIX and sock.fileno() >= 0:
         os.set_blocking(sock.fileno(), False)

@@ -7,7 +7,7 @@ another instead of patching `os` or sleeping. Sockets are not here: tests use re
 from __future__ import annotations
 
 import os
-import signal
+import select
 import threading
 import time
 import warnings
@@ -15,9 +15,12 @@ import warnings
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, MutableMapping
-    from typing import Any, NoReturn
+    from typing import Any, Final, NoReturn
 
 __all__ = ["System"]
+
+# Matches this module alone. Made by hand, as Python makes its own defaults: warnings.filterwarnings() imports `re`.
+_QUIET_FORK: Final = ("ignore", None, DeprecationWarning, __name__, 0)
 
 
 class System:
@@ -27,11 +30,16 @@ class System:
         """`os.fork`, without Python 3.12's warning about other threads: `forks` says that itself, as an event.
 
         It must not be raised: under `-W error` the warning would take the place of the child's pid, in the parent
-        only, after the child has started. The filter matches this module alone.
+        only, after the child has started. So the filter is put first whenever others have come before it.
         """
-        if threading.active_count() > 1:
-            warnings.filterwarnings("ignore", category=DeprecationWarning, module=__name__.replace(".", r"\."))
+        filters: list[Any] = warnings.filters  # type: ignore[assignment]
+        if not filters or filters[0] is not _QUIET_FORK:
+            filters.insert(0, _QUIET_FORK)
         return os.fork()
+
+    def threads(self) -> int:
+        """How many threads this process has, as far as Python knows."""
+        return threading.active_count()
 
     def reaped(self, pid: int, *, block: bool = False) -> bool:
         """Whether the child `pid` is gone for good: waited for now, or by somebody else before."""
@@ -47,6 +55,13 @@ class System:
         except (AttributeError, OSError):
             return None
 
+    def descriptor_set(self) -> select.epoll | None:
+        """A set of descriptors that is itself watched as one; None where there is no epoll."""
+        try:
+            return select.epoll()
+        except (AttributeError, OSError):
+            return None
+
     def exit_child(self, status: int) -> NoReturn:
         """End a forked child at once: no atexit, no flushing of buffers that the parent also holds."""
         os._exit(status)
@@ -59,8 +74,14 @@ class System:
         """Seconds on a clock that is never set back."""
         return time.monotonic()
 
+    def sleep(self, seconds: float) -> None:
+        """Do nothing for so long. Only where nothing can be waited for."""
+        time.sleep(seconds)
+
     def on_signal(self, number: int, handler: Callable[[int, Any], object]) -> Any:
         """Install a signal handler and return the one before it; main thread only (Python's rule)."""
+        import signal  # a sixth of the time that `import portico` takes, for the command line alone
+
         return signal.signal(number, handler)
 
     @property

@@ -14,11 +14,11 @@ import signal
 import sys
 from contextlib import ExitStack
 
-from . import presets, servers, settings
+from . import _sockets, presets, servers, settings
 from ._addresses import describe, parse
 from ._install import install
 from ._system import System
-from .errors import AddressError, PorticoError, SettingError
+from .errors import PorticoError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -66,7 +66,9 @@ def _parser() -> argparse.ArgumentParser:
     command.set_defaults(action=_serve)
 
     command = commands.add_parser("run", help="run an unmodified program with Portico as its socketserver")
-    command.add_argument("-m", dest="module", action="store_true", help="the program is a module's name, as in python -m")
+    command.add_argument(
+        "-m", dest="module", action="store_true", help="the program is a module's name, as in python -m"
+    )
     command.add_argument("--stdlib-compat", action="store_true", help="with the setting stdlib_compat on")
     command.add_argument("program", metavar="PROGRAM")
     command.add_argument("rest", metavar="ARG", nargs=argparse.REMAINDER, help="the program's own arguments")
@@ -87,7 +89,7 @@ def _serve(options: argparse.Namespace) -> int:
         running = [
             stack.enter_context(_server(address, handler, options.concurrency, values)) for address in options.addresses
         ]
-        with _stopping_on_signals(running):
+        with _StopsOnSignals(running):
             for server in running:
                 print(f"serving {options.handler} on {describe(server.socket)}", flush=True)
             servers.serve_together(running)
@@ -123,24 +125,16 @@ def _assignment(text: str) -> tuple[str, Any]:
 def _server(address: str, handler: Any, concurrency: str, values: dict[str, Any]) -> servers.BaseServer[Any]:
     """The server for one address, bound. Errors name the address."""
     endpoint = parse(address)
-    server_class = _server_class(_kind_of(endpoint), concurrency)
+    handed_down = _sockets.existing(endpoint.address, System())
+    kind = endpoint.kind if handed_down is None else describe(handed_down).partition(":")[0]
+    server_class = _server_class(kind, concurrency)
     try:
-        server: servers.BaseServer[Any] = server_class(endpoint.address, handler, **_fitting(server_class, values))
+        server: servers.BaseServer[Any] = server_class(
+            handed_down or endpoint.address, handler, **_fitting(server_class, values)
+        )
     except OSError as error:
         raise CommandError(error.strerror or str(error)) from None
     return server
-
-
-def _kind_of(endpoint: Any) -> str:
-    """What kind of socket to serve; for one handed down, what it turns out to be."""
-    if endpoint.kind in _CLASSES:
-        kind: str = endpoint.kind
-        return kind
-    sock = servers.adopted(endpoint.address)
-    try:
-        return describe(sock).partition(":")[0]
-    finally:
-        sock.detach()
 
 
 def _server_class(kind: str, concurrency: str) -> Any:
@@ -156,7 +150,7 @@ def _fitting(server_class: type, values: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if hasattr(server_class, name)}
 
 
-class _stopping_on_signals:
+class _StopsOnSignals:
     """SIGINT and SIGTERM shut the servers down while the block lasts; the handlers before are put back after it."""
 
     def __init__(self, running: Sequence[servers.BaseServer[Any]], system: System | None = None) -> None:

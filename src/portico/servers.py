@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 __all__ = ["BaseServer", "TCPServer", "UDPServer", "UnixDatagramServer", "UnixStreamServer", "serve_together"]
 
 _ServerSelector: Any = getattr(selectors, "PollSelector", selectors.SelectSelector)
+# BSD and macOS let a connection inherit the listener's non-blocking mode, which the socket object does not see.
+_INHERITS_MODE = sys.platform != "linux"
 _DONT_WAIT: int | None = getattr(_socket, "MSG_DONTWAIT", None)
 
 
@@ -94,6 +96,8 @@ class BaseServer(Generic[RequestT]):
     _system = System()
     _loop: Loop | None = None
     _adopted = False
+    _ticks = False
+    """Whether the loop has to call `service_actions`, after every turn and every `poll_interval` seconds."""
     _socket_file: SocketFile | None = None
     __shutdown_request = _StopFlag()
 
@@ -184,7 +188,7 @@ class BaseServer(Generic[RequestT]):
         if sock is not None:
             sock.close()
         if self._loop is not None:
-            self._loop.wake()
+            self._stop()
 
     def fileno(self) -> int:
         """The socket's descriptor; -1 when it is closed."""
@@ -237,21 +241,14 @@ class BaseServer(Generic[RequestT]):
             while not selector.select(None if deadline is None else deadline - self._system.monotonic()):
                 if deadline is not None and self._system.monotonic() >= deadline:
                     return self.handle_timeout()
-        self._take_without_waiting(True)
+        self._wait_to_take(False)
         try:
             self._handle_request_noblock()
         finally:
-            self._take_without_waiting(False)
+            self._wait_to_take(True)
 
     def service_actions(self) -> None:
         """Called after every turn of the loop. To override; one that raises is logged."""
-
-    def service_interval(self, poll_interval: float | None) -> float | None:
-        """Seconds to the next `service_actions` if nothing else happens; None if it can wait until something does.
-
-        By default `poll_interval` where `service_actions` is overridden, and None, so no wake-ups, where it is not.
-        """
-        return poll_interval if self._overridden("service_actions") else None
 
     def ready_to_accept(self) -> bool:
         """Whether a request may be taken now; looked at every turn. While not, clients wait in the backlog."""
@@ -357,10 +354,10 @@ class BaseServer(Generic[RequestT]):
         foreign = self._overridden("get_request") or type(self).service_actions is not BaseServer.service_actions
         return 1 if blocks or foreign or "service_actions" in vars(self) else self.accept_batch
 
-    def _take_without_waiting(self, on: bool) -> None:
-        """Between readiness and taking, a request may vanish: then `get_request` must fail rather than block."""
+    def _wait_to_take(self, wait: bool) -> None:
+        """Whether `get_request` may block. Not once a request was seen: it can vanish before it is taken."""
         if _sockets.is_listening(self.socket):
-            (_sockets.make_nonblocking if on else _sockets.set_blocking_again)(self.socket)
+            (_sockets.set_blocking_again if wait else _sockets.make_nonblocking)(self.socket)
 
     @property
     def _lifecycle(self) -> Lifecycle:
@@ -372,13 +369,16 @@ class BaseServer(Generic[RequestT]):
     def _serving_begins(self, loop: Loop) -> None:
         self.__is_shut_down.clear()
         self._loop = loop
+        self._wait_to_take(False)
+        self._ticks = self._overridden("service_actions")
         if isinstance(getattr(self, "socket", None), _sockets.ServerSocket):
-            self.socket.on_close = loop.wake  # type: ignore[attr-defined]
+            self.socket.on_close = self._stop  # type: ignore[attr-defined]
 
     def _serving_ended(self, loop: Loop) -> None:
         if self._loop is not loop:
             return
         self._loop = None
+        self._wait_to_take(True)
         if isinstance(getattr(self, "socket", None), _sockets.ServerSocket):
             del self.socket.on_close  # type: ignore[attr-defined]
         lifecycle = self.__is_shut_down
@@ -415,7 +415,9 @@ class TCPServer(BaseServer[_socket.socket]):
 
     def get_request(self) -> tuple[_socket.socket, Any]:
         """Accept a connection."""
-        connection, client_address = _sockets.accept(self.socket)
+        connection, client_address = self.socket.accept()
+        if _INHERITS_MODE and _socket.getdefaulttimeout() is None:
+            connection.setblocking(True)
         return connection, unmapped(client_address) if self.unmap_ipv4 else client_address
 
     def shutdown_request(self, request: _socket.socket) -> None:
@@ -458,12 +460,13 @@ class UDPServer(BaseServer[Datagram]):
         payload, client_address = sock.recvfrom(self.max_packet_size, self._receive_flags)
         return (payload, sock), unmapped(client_address) if self.unmap_ipv4 else client_address
 
-    def _take_without_waiting(self, on: bool) -> None:
+    def _wait_to_take(self, wait: bool) -> None:
         # By flag and not by the socket's mode: handlers send through the same socket, and may wait for room.
-        self._receive_flags = (_DONT_WAIT or 0) if on else 0
+        self._receive_flags = 0 if wait or _DONT_WAIT is None else _DONT_WAIT
 
 
 if AF_UNIX is not None:
+    _UNIX: int = AF_UNIX
 
     class UnixStreamServer(TCPServer):
         """Stream connections over a Unix socket: the address is a path, or an abstract name (a zero byte first).
@@ -471,12 +474,12 @@ if AF_UNIX is not None:
         A file left behind by a dead server is replaced, a live one's never; ours is removed on closing.
         """
 
-        address_family = AF_UNIX
+        address_family = _UNIX
 
     class UnixDatagramServer(UDPServer):
         """Datagrams over a Unix socket; addresses and files as for `UnixStreamServer`."""
 
-        address_family = AF_UNIX
+        address_family = _UNIX
 
 
 def serve_together(servers: Iterable[BaseServer[Any]], poll_interval: float | None = 0.5) -> None:

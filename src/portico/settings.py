@@ -114,70 +114,121 @@ GROUP: Final = Kind(
 # What every server has.
 
 STDLIB_COMPAT: Final = Setting(
-    "stdlib_compat", False, FLAG, unit="flag",
+    "stdlib_compat",
+    False,
+    FLAG,
+    unit="flag",
     reason="one switch for the old ways that docs/compatibility.md marks with it",
 )
 TIMEOUT: Final = Setting[float | None](
-    "timeout", None, WAIT, unit="seconds",
+    "timeout",
+    None,
+    WAIT,
+    unit="seconds",
     reason="how long handle_request() waits (forking servers: 300); serve_forever() never looks at it",
 )
 ALLOW_REUSE_ADDRESS: Final = Setting(
-    "allow_reuse_address", False, FLAG, unit="flag", stdlib=False,
+    "allow_reuse_address",
+    False,
+    FLAG,
+    unit="flag",
+    stdlib=False,
     reason="SO_REUSEADDR; on for TCP on POSIX systems, where it lets a server restart at once and steals no port",
 )
 ALLOW_REUSE_PORT: Final = Setting(
-    "allow_reuse_port", False, FLAG, unit="flag",
+    "allow_reuse_port",
+    False,
+    FLAG,
+    unit="flag",
     reason="SO_REUSEPORT: several processes share the port; never by default, it hides a second server",
 )
 REQUEST_QUEUE_SIZE: Final = Setting(
-    "request_queue_size", 1024, BACKLOG, unit="connections", stdlib=5,
+    "request_queue_size",
+    1024,
+    BACKLOG,
+    unit="connections",
+    stdlib=5,
     reason="the listen backlog (Linux caps it at net.core.somaxconn); 5 loses clients in every burst",
 )
 DUAL_STACK: Final = Setting[bool | None](
-    "dual_stack", None, SYSTEM_FLAG, unit="flag",
+    "dual_stack",
+    None,
+    SYSTEM_FLAG,
+    unit="flag",
     reason="an IPv6 socket also takes IPv4 clients; with a wildcard host it makes the socket an IPv6 one",
 )
 UNMAP_IPV4: Final = Setting(
-    "unmap_ipv4", False, FLAG, unit="flag",
+    "unmap_ipv4",
+    False,
+    FLAG,
+    unit="flag",
     reason="IPv4 clients of a dual-stack socket are shown as ('192.0.2.1', port), not as '::ffff:192.0.2.1'",
 )
 UNIX_MODE: Final = Setting[int | None](
-    "unix_mode", None, MODE, unit="permissions",
+    "unix_mode",
+    None,
+    MODE,
+    unit="permissions",
     reason="permissions of the socket file, never wider even for a moment; none: the umask's",
 )
 UNIX_GROUP: Final = Setting[int | str | None](
-    "unix_group", None, GROUP, unit="group",
+    "unix_group",
+    None,
+    GROUP,
+    unit="group",
     reason="group of the socket file, which then has mode 0o660 unless unix_mode says else; none: the process's",
 )
 ACCEPT_BATCH: Final = Setting(
-    "accept_batch", 64, COUNT, unit="requests",
+    "accept_batch",
+    64,
+    COUNT,
+    unit="requests",
     reason="requests taken per wake-up before the loop looks up (HAProxy 4, gevent 100, Tornado 128)",
 )
 ACCEPT_PAUSE: Final = Setting(
-    "accept_pause", 0.01, PAUSE, unit="seconds",
+    "accept_pause",
+    0.01,
+    PAUSE,
+    unit="seconds",
     reason="first pause when out of descriptors, memory or threads; doubles up to accept_pause_max",
 )
 ACCEPT_PAUSE_MAX: Final = Setting(
-    "accept_pause_max", 1.0, PAUSE, unit="seconds",
+    "accept_pause_max",
+    1.0,
+    PAUSE,
+    unit="seconds",
     reason="longest such pause: the server is back at most this long after the shortage ends",
 )
 
 # What only datagram servers, threading or forking servers have.
 
 MAX_PACKET_SIZE: Final = Setting(
-    "max_packet_size", 65535, BYTES, unit="bytes", stdlib=8192,
+    "max_packet_size",
+    65535,
+    BYTES,
+    unit="bytes",
+    stdlib=8192,
     reason="the longest datagram taken whole; no datagram is longer than 65535 bytes",
 )
 DAEMON_THREADS: Final = Setting(
-    "daemon_threads", False, FLAG, unit="flag",
+    "daemon_threads",
+    False,
+    FLAG,
+    unit="flag",
     reason="the interpreter does not wait for request threads when it exits, nor does server_close()",
 )
 BLOCK_ON_CLOSE: Final = Setting(
-    "block_on_close", True, FLAG, unit="flag",
+    "block_on_close",
+    True,
+    FLAG,
+    unit="flag",
     reason="server_close() waits for the requests that still run",
 )
 MAX_CHILDREN: Final = Setting(
-    "max_children", 40, COUNT, unit="processes",
+    "max_children",
+    40,
+    COUNT,
+    unit="processes",
     reason="when so many requests run, further clients wait in the backlog",
 )
 
