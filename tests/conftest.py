@@ -1,0 +1,66 @@
+"""What every test gets: a check that it leaves nothing behind, and the module under test.
+
+After each test no thread, child process, descriptor or unclosed resource may be left that was not there before.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from .waiting import until
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--against",
+        default="portico",
+        metavar="MODULE",
+        help="the module that the tests of faults run on; 'socketserver' shows which of them the stdlib fails",
+    )
+
+
+@pytest.fixture
+def ss(request: pytest.FixtureRequest) -> ModuleType:
+    """The module under test, by the name programs know it: portico, or with --against the standard library's."""
+    return importlib.import_module(request.config.getoption("--against"))
+
+
+def _descriptors() -> dict[str, str]:
+    """Open descriptors and what they are; the one that lists them is gone by the time it is looked up."""
+    found = {}
+    for number in os.listdir("/proc/self/fd"):
+        try:
+            found[number] = os.readlink(f"/proc/self/fd/{number}")
+        except OSError:
+            continue
+    return found
+
+
+def _children() -> set[str]:
+    tasks = Path("/proc/self/task").iterdir()
+    return {pid for task in tasks for pid in (task / "children").read_text().split()}
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fail a test that leaves a thread, a child or a descriptor. ResourceWarnings are errors anyway (pyproject)."""
+    if not Path("/proc/self/fd").exists() or request.config.getoption("--against") != "portico":
+        yield
+        return
+    threads, children, descriptors = set(threading.enumerate()), _children(), _descriptors()
+    yield
+    gc.collect()
+    assert until(lambda: set(threading.enumerate()) <= threads), f"threads left: {set(threading.enumerate()) - threads}"
+    assert until(lambda: _children() <= children), f"children left: {_children() - children}"
+    left = {number: what for number, what in _descriptors().items() if descriptors.get(number) != what}
+    assert not left, f"descriptors left: {left}"
+
+
