@@ -62,5 +62,3 @@ def nothing_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
     assert until(lambda: _children() <= children), f"children left: {_children() - children}"
     left = {number: what for number, what in _descriptors().items() if descriptors.get(number) != what}
     assert not left, f"descriptors left: {left}"
-
-

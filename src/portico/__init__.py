@@ -7,6 +7,7 @@ is public and stable, and the names with an underscore are here because programs
 import os as _os
 
 from ._addresses import AF_UNIX as _AF_UNIX
+from ._base import BaseServer, _ServerSelector, serve_together
 from ._install import install
 from ._sockets import Credentials
 from .errors import AddressError, Overloaded, PorticoError, SettingError, UnavailableError, UnknownSettingError
@@ -14,7 +15,7 @@ from .forks import ForkingMixIn
 from .handlers import BaseRequestHandler, DatagramRequestHandler, StreamRequestHandler, _SocketWriter
 from .presets import *
 from .presets import __all__ as _presets
-from .servers import BaseServer, TCPServer, UDPServer, _ServerSelector, serve_together
+from .servers import TCPServer, UDPServer
 from .threads import ThreadingMixIn, _NoThreads, _Threads
 
 __version__ = "0.4"  # what socketserver says; Portico's own version is in its package metadata

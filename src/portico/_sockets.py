@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from ._system import System
 
 __all__ = [
+    "DONT_WAIT",
     "Credentials",
     "ServerSocket",
     "bind",
@@ -37,6 +38,8 @@ __all__ = [
     "set_options",
 ]
 
+DONT_WAIT: int = getattr(socket, "MSG_DONTWAIT", 0)
+"""The flag with which recv() fails rather than blocks; 0 where there is none (Windows)."""
 _POSIX = os.name == "posix"
 _IN_USE = errno.EADDRINUSE
 

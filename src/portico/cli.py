@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import importlib.util
 import os
 import runpy
 import signal
@@ -16,6 +17,7 @@ from contextlib import ExitStack
 
 from . import _sockets, presets, servers, settings
 from ._addresses import describe, parse
+from ._base import BaseServer, serve_together
 from ._install import install
 from ._system import System
 from .errors import PorticoError
@@ -92,7 +94,7 @@ def _serve(options: argparse.Namespace) -> int:
         with _StopsOnSignals(running):
             for server in running:
                 print(f"serving {options.handler} on {describe(server.socket)}", flush=True)
-            servers.serve_together(running)
+            serve_together(running)
     return 0
 
 
@@ -122,14 +124,14 @@ def _assignment(text: str) -> tuple[str, Any]:
     return name, settings.ALL[name].parse(value)
 
 
-def _server(address: str, handler: Any, concurrency: str, values: dict[str, Any]) -> servers.BaseServer[Any]:
+def _server(address: str, handler: Any, concurrency: str, values: dict[str, Any]) -> BaseServer[Any]:
     """The server for one address, bound. Errors name the address."""
     endpoint = parse(address)
     handed_down = _sockets.existing(endpoint.address, System())
     kind = endpoint.kind if handed_down is None else describe(handed_down).partition(":")[0]
     server_class = _server_class(kind, concurrency)
     try:
-        server: servers.BaseServer[Any] = server_class(
+        server: BaseServer[Any] = server_class(
             handed_down or endpoint.address, handler, **_fitting(server_class, values)
         )
     except OSError as error:
@@ -153,7 +155,7 @@ def _fitting(server_class: type, values: dict[str, Any]) -> dict[str, Any]:
 class _StopsOnSignals:
     """SIGINT and SIGTERM shut the servers down while the block lasts; the handlers before are put back after it."""
 
-    def __init__(self, running: Sequence[servers.BaseServer[Any]], system: System | None = None) -> None:
+    def __init__(self, running: Sequence[BaseServer[Any]], system: System | None = None) -> None:
         self._servers = running
         self._system = system or System()
         self._before: dict[int, Any] = {}
@@ -180,6 +182,7 @@ def _run(options: argparse.Namespace) -> int:
     sys.argv = [options.program, *options.rest]
     if options.module:
         sys.path[0] = os.getcwd()
+        _find_module(options.program)
         runpy.run_module(options.program, run_name="__main__", alter_sys=True)
         return 0
     if not os.path.exists(options.program):
@@ -187,6 +190,15 @@ def _run(options: argparse.Namespace) -> int:
     sys.path[0] = os.path.dirname(os.path.abspath(options.program))
     runpy.run_path(options.program, run_name="__main__")
     return 0
+
+
+def _find_module(name: str) -> None:
+    try:
+        found = importlib.util.find_spec(name)
+    except ImportError:  # of a package above it
+        found = None
+    if found is None:
+        raise CommandError(f"there is no module {name!r}")
 
 
 # -- portico settings

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any, NoReturn
 
+    from ._base import BaseServer
     from ._loop import Loop
-    from .servers import BaseServer
 
     _Base = BaseServer[Any]
 else:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Any
 
-    from .servers import BaseServer
+    from ._base import BaseServer
 
     _Base = BaseServer[Any]
 else:

@@ -1,0 +1,42 @@
+# make run     serve the examples for real
+# make test    all tests              make check   ruff and mypy --strict
+# make bench   measure against the standard library
+# make faults  show that the tests of mended faults fail on the standard library's module
+
+PYTHON ?= python3
+PORT ?= 9999
+BIN := .venv/bin
+
+.PHONY: run test check bench faults clean
+
+run: .venv/installed
+	@$(BIN)/python -m examples.everything $(PORT)
+
+test: .venv/developing
+	$(BIN)/pytest -n 2 --dist loadscope
+
+check: .venv/developing
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: .venv/developing
+	$(BIN)/python -m bench
+
+faults: .venv/developing
+	! $(BIN)/pytest tests/faults --against socketserver -m "not new_feature and not regression" -n 2 -q
+
+clean:
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+.venv/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Portico needs Python 3.11 or later")'
+	$(PYTHON) -m venv .venv
+
+.venv/installed: .venv/bin/python pyproject.toml
+	$(BIN)/pip install -q --disable-pip-version-check -e .
+	@touch $@
+
+.venv/developing: .venv/installed
+	$(BIN)/pip install -q --disable-pip-version-check -e '.[dev]'
+	@touch $@

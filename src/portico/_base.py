@@ -1,0 +1,403 @@
+"""The heart: a server owns one socket, takes requests from it and sends each through the hooks.
+
+    get_request → verify_request → process_request → finish_request → RequestHandlerClass(...) → shutdown_request
+
+Here is the order of the hooks and what they do by default, as in `socketserver`. What is special about streams and
+datagrams is in `servers`. How a request runs is the mix-ins' business (`threads`, `forks`), when one is taken
+`_acceptor`'s, what an address means `_addresses`' and `_sockets`'.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import selectors
+import socket as _socket
+import sys
+
+from . import _sockets, logs, settings
+from ._acceptor import Acceptor, serve
+from ._addresses import infer
+from ._background import Background
+from ._generics import Generic, RequestT
+from ._loop import Loop
+from ._system import System
+from .errors import AddressError, Overloaded, is_disconnect
+from .lifecycle import STOP_FLAG, Event, HookFailed, Lifecycle, PeerLeft, RequestFailed, State
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from typing import Any, Self
+
+    from ._unix_files import SocketFile
+
+__all__ = ["BaseServer", "serve_together"]
+
+_ServerSelector: Any = getattr(selectors, "PollSelector", selectors.SelectSelector)
+
+
+def _selector_class() -> Any:
+    """`_ServerSelector` as the package shows it: programs patch that name on the module they imported."""
+    return getattr(sys.modules.get(__package__ or ""), "_ServerSelector", _ServerSelector)
+
+
+class _StopFlag:
+    """The wish to stop, `_BaseServer__shutdown_request`, kept in the instance's `__dict__` as in `socketserver`.
+
+    Programs set it from handlers and signal handlers instead of calling `shutdown()`. An idle loop does not look, so
+    setting it has to wake the loop.
+    """
+
+    def __get__(self, server: BaseServer[Any] | None, owner: type) -> bool:
+        if server is None:
+            return False
+        return bool(vars(server).get(STOP_FLAG))
+
+    def __set__(self, server: BaseServer[Any], value: bool) -> None:
+        vars(server)[STOP_FLAG] = value
+        loop = server._loop
+        if value and loop is not None:
+            loop.wake()
+
+
+class BaseServer(Generic[RequestT]):
+    """What all servers have in common: the attributes, the hooks in their order, the loop and its end.
+
+    For the caller: `serve_forever`, `shutdown`, `background`, `handle_request`, `server_close`, `fileno`, and the
+    server as a context manager, which closes it. To override: every other method. This constructor makes no socket;
+    a subclass of this very class makes its own and says in `get_request` how a request is taken from it.
+
+    All keyword arguments are settings (docs/settings.md), which may as well be set on a class or on the instance
+    before the constructor runs. Raises `SettingError` for a wrong value, `UnknownSettingError` for a wrong name.
+    """
+
+    address_family: int = _socket.AF_INET
+    socket_type: int = _socket.SOCK_STREAM
+    stdlib_compat: bool = settings.STDLIB_COMPAT.default
+    timeout: float | None = settings.TIMEOUT.default
+    allow_reuse_address: bool = settings.ALLOW_REUSE_ADDRESS.default
+    allow_reuse_port: bool = settings.ALLOW_REUSE_PORT.default
+    request_queue_size: int = settings.REQUEST_QUEUE_SIZE.default
+    dual_stack: bool | None = settings.DUAL_STACK.default
+    unmap_ipv4: bool = settings.UNMAP_IPV4.default
+    unix_mode: int | None = settings.UNIX_MODE.default
+    unix_group: int | str | None = settings.UNIX_GROUP.default
+    accept_batch: int = settings.ACCEPT_BATCH.default
+    accept_pause: float = settings.ACCEPT_PAUSE.default
+    accept_pause_max: float = settings.ACCEPT_PAUSE_MAX.default
+
+    server_address: Any
+    socket: _socket.socket
+    RequestHandlerClass: Callable[[Any, Any, Any], Any]
+
+    _system = System()
+    _loop: Loop | None = None
+    _adopted = False
+    _ticks = False
+    """Whether the loop has to call `service_actions`, after every turn and every `poll_interval` seconds."""
+    _socket_file: SocketFile | None = None
+    __shutdown_request = _StopFlag()
+
+    def __init__(
+        self, server_address: Any, RequestHandlerClass: Callable[[Any, Any, Self], Any], **values: Any
+    ) -> None:
+        settings.apply(self, values)
+        if self.stdlib_compat:
+            vars(self).update(settings.compat_values(self))
+        logs.logger()  # loads logging while there is nothing wrong yet
+        self.server_address = server_address
+        self.RequestHandlerClass = RequestHandlerClass
+        self._context = contextvars.copy_context()
+        self.__is_shut_down = Lifecycle()
+        self.__shutdown_request = False
+
+    # -- the socket
+
+    def _open(self, bind_and_activate: bool) -> None:
+        """Make the socket, or adopt one, and bind it; whatever fails, nothing stays open."""
+        adopted = _sockets.existing(self.server_address, self._system)
+        if adopted is not None:
+            self._adopt(adopted)
+        else:
+            self._infer_family()
+            self.socket = _sockets.ServerSocket(self.address_family, self.socket_type)
+        if bind_and_activate:
+            try:
+                self.server_bind()
+                self.server_activate()
+            except BaseException:
+                self.server_close()
+                raise
+
+    def _adopt(self, sock: _socket.socket) -> None:
+        if sock.type != self.socket_type:
+            kind = _socket.SocketKind
+            raise AddressError(
+                f"{type(self).__name__} needs a {kind(self.socket_type).name} socket, not a {kind(sock.type).name} one"
+            )
+        self.socket = sock
+        self.address_family = sock.family
+        self.server_address = sock.getsockname()
+        self._adopted = True
+
+    def _infer_family(self) -> None:
+        """Choose the family by the address, unless somebody has said which: a subclass, the instance, or a patch."""
+        said = "address_family" in vars(self) or any(
+            "address_family" in vars(cls) for cls in type(self).__mro__ if cls is not BaseServer
+        )
+        if not said and self.address_family == _socket.AF_INET:
+            self.address_family, self.server_address = infer(self.server_address, self.dual_stack)
+
+    def server_bind(self) -> None:
+        """Bind the socket and set `server_address` to what it then has. An adopted socket is bound already.
+
+        Raises `OSError` with the reason and, on Linux, the process that holds the address.
+        """
+        if not self._adopted:
+            _sockets.set_options(
+                self.socket,
+                reuse_address=self.allow_reuse_address,
+                reuse_port=self.allow_reuse_port,
+                dual_stack=self.dual_stack,
+            )
+            mode, group = self.unix_mode, self.unix_group
+            self._socket_file = _sockets.bind(self.socket, self.server_address, mode=mode, group=group)
+        self.server_address = self.socket.getsockname()
+
+    def server_activate(self) -> None:
+        """Make the bound socket ready for requests. Nothing to do here; stream servers listen."""
+
+    def server_close(self) -> None:
+        """Close the socket, which ends the loop if it runs, and remove the socket file if it is still ours.
+
+        Safe at any time, from any thread, and again. The mix-ins then wait for their requests (`block_on_close`).
+        """
+        if self._socket_file is not None and not self.stdlib_compat:
+            self._socket_file.remove()
+        sock = getattr(self, "socket", None)
+        if sock is not None:
+            sock.close()
+        if self._loop is not None:
+            self._stop()
+
+    def fileno(self) -> int:
+        """The socket's descriptor; -1 when it is closed."""
+        return self.socket.fileno()
+
+    # -- the loop and its end
+
+    def serve_forever(self, poll_interval: float | None = 0.5) -> None:
+        """Serve until `shutdown` or `server_close`. Blocks; may be called again afterwards.
+
+        An idle server sleeps. Only where `service_actions` is overridden it is called every `poll_interval` seconds,
+        and after every request. No exception of a hook or handler ends the loop but KeyboardInterrupt, SystemExit and
+        others that are no `Exception`. Raises `RuntimeError` if the loop runs already, `ValueError` if the socket is
+        closed.
+        """
+        serve_together([self], poll_interval)
+
+    def shutdown(self) -> None:
+        """End the loop, and wait until it has ended, unless this is the loop's own thread.
+
+        From any thread, from a handler or a signal handler, and again. Before the first `serve_forever` it makes that
+        one return at once; after a loop has ended it changes nothing. The socket stays open (the stdlib's rule): new
+        clients wait in the backlog until `server_close`.
+        """
+        lifecycle = self.__is_shut_down
+        with lifecycle.lock:
+            if lifecycle.state is State.STOPPED:
+                return
+            self.__shutdown_request = True
+        if lifecycle.runs_in_another_thread:
+            lifecycle.wait()
+
+    def background(self, poll_interval: float | None = 0.5) -> Background[Self]:
+        """A context manager that serves in a thread: `with server.background(): ...`.
+
+        The server is ready on entry and closed on exit; no thread is left (see `Background`).
+        """
+        return Background(self, poll_interval)
+
+    def handle_request(self) -> None:
+        """Wait for one request and handle it, or call `handle_timeout` if none comes in time.
+
+        The time is the lesser of the socket's own timeout and `self.timeout`, in seconds. Unlike in the loop, what
+        `handle_error` raises is passed on.
+        """
+        waits = [wait for wait in (self.socket.gettimeout(), self.timeout) if wait is not None]
+        deadline = self._system.monotonic() + min(waits) if waits else None
+        with _selector_class()() as selector:
+            selector.register(self, selectors.EVENT_READ)
+            while not selector.select(None if deadline is None else deadline - self._system.monotonic()):
+                if deadline is not None and self._system.monotonic() >= deadline:
+                    return self.handle_timeout()
+        self._wait_to_take(False)
+        try:
+            self._handle_request_noblock()
+        finally:
+            self._wait_to_take(True)
+
+    def service_actions(self) -> None:
+        """Called after every turn of the loop. To override; one that raises is logged."""
+
+    def ready_to_accept(self) -> bool:
+        """Whether a request may be taken now; looked at every turn. While not, clients wait in the backlog."""
+        return True
+
+    # -- a request, hook by hook
+
+    def _handle_request_noblock(self) -> bool | Exception | None:
+        """Take one request and run it. True if there was one, else the error that says why not."""
+        try:
+            request, client_address = self.get_request()
+        except OSError as error:
+            return error
+        try:
+            if self.verify_request(request, client_address):
+                self.process_request(request, client_address)
+            else:
+                self._end_request(request)
+        except Overloaded as error:
+            self._end_request(request)
+            return error
+        except Exception:
+            try:
+                self.handle_error(request, client_address)
+            finally:
+                self._end_request(request)
+        except BaseException:
+            self._end_request(request)
+            raise
+        return True
+
+    def get_request(self) -> tuple[RequestT, Any]:
+        """Take a request from the socket: (request, client_address). An `OSError` means that there is none."""
+        raise NotImplementedError(f"{type(self).__name__} must say in get_request how a request is taken")
+
+    def verify_request(self, request: RequestT, client_address: Any) -> bool:
+        """Whether to handle this request; else it is closed. To override."""
+        return True
+
+    def process_request(self, request: RequestT, client_address: Any) -> None:
+        """Run one request to its end, here and now. The mix-ins run it elsewhere."""
+        self.finish_request(request, client_address)
+        self.shutdown_request(request)
+
+    def finish_request(self, request: RequestT, client_address: Any) -> None:
+        """Handle one request: call `RequestHandlerClass`, which may be any callable."""
+        self.RequestHandlerClass(request, client_address, self)
+
+    def shutdown_request(self, request: RequestT) -> None:
+        """End a request in good order, then close it."""
+        self.close_request(request)
+
+    def close_request(self, request: RequestT) -> None:
+        """Free what the request holds."""
+
+    def handle_timeout(self) -> None:
+        """Called when `handle_request` has waited in vain. To override."""
+
+    def handle_error(self, request: RequestT, client_address: Any) -> None:
+        """Called, inside the `except` block, when a request raised. To override.
+
+        By default a peer that left is a `PeerLeft` event and anything else a `RequestFailed`.
+        """
+        error = sys.exception()
+        if self.stdlib_compat:
+            logs.print_like_stdlib(client_address)
+        elif is_disconnect(error, request):
+            self._emit(PeerLeft(request, client_address, error))
+        else:
+            self._emit(RequestFailed(request, client_address, error))
+
+    def handle_event(self, event: Event) -> None:
+        """Called with whatever the server has to tell (`portico.lifecycle`). By default it is logged."""
+        logs.record(event)
+
+    def peer_credentials(self, request: _socket.socket) -> _sockets.Credentials:
+        """pid, uid and gid of the process behind a Unix stream request. Raises `UnavailableError` for others."""
+        return _sockets.peer_credentials(request)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *args: object) -> None:
+        self.server_close()
+
+    # -- what the other rooms ask
+
+    def _end_request(self, request: RequestT) -> None:
+        """`shutdown_request` that never raises and always closes, whatever an override does."""
+        try:
+            self.shutdown_request(request)
+        except Exception as error:
+            self._emit(HookFailed("shutdown_request", error))
+            if isinstance(request, _socket.socket):
+                request.close()
+
+    def _emit(self, event: Event) -> None:
+        logs.emit(self, event)
+
+    def _overridden(self, name: str) -> bool:
+        """Whether a hook is somebody else's and not Portico's own."""
+        module = getattr(getattr(type(self), name), "__module__", "")
+        return name in vars(self) or not module.startswith(f"{__package__}.")
+
+    def _batch_size(self) -> int:
+        """Requests per wake-up. One, as in the stdlib, wherever taking one more might block or skip a hook."""
+        sock = getattr(self, "socket", None)
+        blocks = (
+            sock is None or sock.gettimeout() or (self.socket_type == _socket.SOCK_DGRAM and not _sockets.DONT_WAIT)
+        )
+        foreign = self._overridden("get_request") or type(self).service_actions is not BaseServer.service_actions
+        return 1 if blocks or foreign or "service_actions" in vars(self) else self.accept_batch
+
+    def _wait_to_take(self, wait: bool) -> None:
+        """Whether `get_request` may block. Not once a request was seen: it can vanish before it is taken."""
+        if _sockets.is_listening(self.socket):
+            (_sockets.set_blocking_again if wait else _sockets.make_nonblocking)(self.socket)
+
+    @property
+    def _lifecycle(self) -> Lifecycle:
+        return self.__is_shut_down
+
+    def _stop(self) -> None:
+        self.__shutdown_request = True
+
+    def _serving_begins(self, loop: Loop) -> None:
+        self.__is_shut_down.clear()
+        self._loop = loop
+        self._wait_to_take(False)
+        self._ticks = self._overridden("service_actions")
+        if isinstance(getattr(self, "socket", None), _sockets.ServerSocket):
+            self.socket.on_close = self._stop  # type: ignore[attr-defined]
+
+    def _serving_ended(self, loop: Loop) -> None:
+        if self._loop is not loop:
+            return
+        self._loop = None
+        self._wait_to_take(True)
+        if isinstance(getattr(self, "socket", None), _sockets.ServerSocket):
+            del self.socket.on_close  # type: ignore[attr-defined]
+        lifecycle = self.__is_shut_down
+        with lifecycle.lock:
+            lifecycle.end()
+            self.__shutdown_request = False
+            lifecycle.set()
+
+
+def serve_together(servers: Iterable[BaseServer[Any]], poll_interval: float | None = 0.5) -> None:
+    """Serve several servers in this thread until each of them has been shut down or closed.
+
+    `BaseServer.serve_forever` is this with one server. A handler that blocks holds up all of them, unless a mix-in
+    runs it elsewhere. The loop itself starts no thread, so forking servers may share it safely.
+    """
+    with Loop(_selector_class()) as loop:
+        try:
+            for server in servers:
+                server._serving_begins(loop)
+                loop.servers.append(server)
+            serve(loop, [Acceptor(server, loop, poll_interval) for server in loop.servers])
+        finally:
+            for server in loop.servers:
+                server._serving_ended(loop)

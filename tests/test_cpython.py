@@ -1,0 +1,83 @@
+"""CPython's own tests, with Portico in `socketserver`'s place, on every Python from 3.11 on that this machine has.
+
+They are taken from the interpreter's installed `test` package and started by `portico run`, so the command is tested
+along. What fails is run once more on the standard library: only what passes there counts.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).parent.parent / "src"
+MODULES = {
+    "test_socketserver": 120,
+    "test_httpservers": 180,
+    "test_xmlrpc": 120,
+    "test_docxmlrpc": 60,
+    "test_wsgiref": 60,
+    "test_logging": 240,
+    "test_urllib2_localnet": 120,
+}
+# It asks for the names of the file `socketserver.py`, of which Portico has more.
+EXPECTED = {"test_all (test.test_socketserver.MiscTestCase.test_all)"}
+
+
+def _pythons() -> dict[str, str]:
+    """One interpreter of each version: this one, those on the PATH, and pyenv's."""
+    candidates = [sys.executable, *(shutil.which(f"python3.{minor}") or "" for minor in range(11, 20))]
+    candidates += [str(path) for path in sorted(Path.home().glob(".pyenv/versions/3.*/bin/python"))]
+    found: dict[str, str] = {}
+    for python in filter(None, candidates):
+        probe = "import sys; print('%d.%d' % sys.version_info[:2])"
+        answer = subprocess.run([python, "-c", probe], capture_output=True, text=True, check=False)
+        version = answer.stdout.strip()
+        if answer.returncode == 0 and tuple(map(int, version.split("."))) >= (3, 11):
+            found.setdefault(version, python)
+    return found
+
+
+PYTHONS = _pythons()
+
+
+def _run(python: str, arguments: list[str], folder: Path, seconds: int) -> tuple[int, str]:
+    """A test run in a folder of its own; a hang ends at `seconds` and shows where."""
+    environ = {**os.environ, "PYTHONPATH": str(SOURCE), "PYTHONWARNINGS": "default"}
+    folder.mkdir()
+    result = subprocess.run(
+        [python, *arguments],
+        cwd=folder, env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
+        timeout=seconds, check=False,
+    )  # fmt: skip
+    return result.returncode, result.stdout
+
+
+def _failures(output: str) -> set[str]:
+    return set(re.findall(r"^(?:FAIL|ERROR): (.+?)(?: \[.*\])?$", output, re.MULTILINE))
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("module", MODULES)
+@pytest.mark.parametrize("version", PYTHONS)
+def test_cpythons_tests_pass(version: str, module: str, tmp_path: Path) -> None:
+    python, seconds = PYTHONS[version], MODULES[module]
+    if _run(python, ["-c", f"import test.{module}"], tmp_path / "probe", 60)[0]:
+        pytest.skip(f"Python {version} has no installed test.{module}")
+    suite = ["-m", "unittest", f"test.{module}"]
+    status, output = _run(python, ["-m", "portico", "run", *suite], tmp_path / "portico", seconds)
+    assert re.search(r"^Ran [1-9]\d* tests? in", output, re.MULTILINE), output[-3000:]
+    failed = _failures(output) - EXPECTED
+    assert failed or status == 0 or _failures(output), output[-3000:]
+    if failed:
+        failed -= _failures(_run(python, suite, tmp_path / "stdlib", seconds)[1])
+    assert not failed, output[-6000:]
+
+
+def test_more_than_one_python_is_looked_for() -> None:
+    assert f"{sys.version_info[0]}.{sys.version_info[1]}" in PYTHONS
