@@ -1,0 +1,73 @@
+"""The docs say what the code says: the settings table, the drawn floors, the links.
+
+`python -m tests.test_docs` writes docs/settings.md anew.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+import portico
+from portico import settings
+
+from .test_house_rules import FLOORS
+
+ROOT = Path(__file__).parent.parent
+PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]
+HEAD = """# Settings
+
+Each is a class variable, a keyword argument of every server class that has it, and `--set NAME=VALUE` of
+`portico serve`; it may be set on your class, or on the instance before `super().__init__()`, as in `socketserver`.
+Keyword arguments and the command line are checked. This page is made from the declarations in `portico/settings.py`.
+
+| setting | unit | default | `socketserver`'s | allowed | why |
+|---|---|---|---|---|---|
+"""
+
+
+def page() -> str:
+    def shown(value: object) -> str:
+        return "none" if value is None else str(value).lower()
+
+    rows = ""
+    for setting in settings.ALL.values():
+        stdlib = shown(setting.stdlib) if setting.stdlib is not None else ""
+        rows += (
+            f"| `{setting.name}` | {shown(setting.default)} | {stdlib} | {setting.kind.allowed} | {setting.reason} |\n"
+        )
+    return HEAD + rows
+
+
+def test_the_settings_page_is_what_the_declarations_say() -> None:
+    assert (ROOT / "docs" / "settings.md").read_text() == page()
+
+
+def test_class_variables_are_what_the_declarations_say() -> None:
+    classes = [portico.BaseServer, portico.UDPServer, portico.ThreadingMixIn, portico.ForkingMixIn]
+    for setting in settings.ALL.values():
+        owner = next(cls for cls in classes if setting.name in vars(cls))
+        assert vars(owner)[setting.name] == setting.default, setting.name
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
+def test_links_lead_somewhere(path: Path) -> None:
+    for target in re.findall(r"\]\(([^)#:]+)\)", path.read_text()):
+        assert (path.parent / target).exists(), target
+
+
+def test_the_design_page_names_every_room() -> None:
+    text = (ROOT / "docs" / "design.md").read_text()
+    assert not [name for names in FLOORS for name in names if f"`{name}`" not in text]
+
+
+def test_the_compatibility_page_names_every_default_that_differs() -> None:
+    text = (ROOT / "docs" / "compatibility.md").read_text()
+    different = [setting.name for setting in settings.ALL.values() if setting.stdlib is not None]
+    assert not [name for name in different if f"`{name}`" not in text]
+
+
+if __name__ == "__main__":
+    (ROOT / "docs" / "settings.md").write_text(page())
