@@ -90,12 +90,12 @@ class Acceptor:
 
     def drain(self) -> None:
         """Take what is waiting, a batch at most, until nothing is left or the server is told to stop."""
-        flags = self._flags
+        flags, descriptor = self._flags, self._server.fileno()
         if flags[STOP_FLAG]:
             return
-        if self._listening and _POSIX and self._watched is not None:
+        if self._listening and _POSIX and descriptor >= 0:
             # Every time: processes may share the listener, and one that ends sets its mode back. 0.3 us.
-            os.set_blocking(self._watched, False)
+            os.set_blocking(descriptor, False)
         # Measured for UDP: this loop saves the poll and the selector's bookkeeping, a third of a datagram's cost.
         take, answer = self._server._handle_request_noblock, None
         try:

@@ -36,7 +36,7 @@ class Background(Generic[ServedT]):
 
     Entering returns the server once its loop runs. Leaving shuts it down, waits for the loop's thread, and closes the
     server, which waits for the requests that still run as `server_close()` does. An exception that ends the loop
-    closes the server at once and is raised again on leaving, unless the block itself has failed.
+    closes the server at once and is raised again on leaving; if the block itself has failed, a note on its exception.
     """
 
     def __init__(self, server: ServedT, poll_interval: float | None) -> None:
@@ -62,6 +62,8 @@ class Background(Generic[ServedT]):
             self._server.server_close()
         if self._error is not None and error is None:
             raise self._error
+        if self._error is not None and isinstance(error, BaseException):
+            error.add_note(f"before that, serving had ended with {self._error!r}")
 
     def _serve(self) -> None:
         try:

@@ -10,6 +10,7 @@ datagrams is in `servers`. How a request runs is the mix-ins' business (`threads
 from __future__ import annotations
 
 import contextvars
+import os
 import selectors
 import socket as _socket
 import sys
@@ -22,7 +23,7 @@ from ._generics import Generic, RequestT
 from ._loop import Loop
 from ._system import System
 from .errors import AddressError, Overloaded, is_disconnect
-from .lifecycle import STOP_FLAG, Event, HookFailed, Lifecycle, PeerLeft, RequestFailed, State
+from .lifecycle import Event, HookFailed, Lifecycle, PeerLeft, RequestFailed, State, StopFlag
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
     from ._unix_files import SocketFile
 
-__all__ = ["BaseServer", "serve_together"]
+__all__ = ["BaseServer", "end_request", "serve_together"]
 
 _ServerSelector: Any = getattr(selectors, "PollSelector", selectors.SelectSelector)
 
@@ -39,25 +40,6 @@ _ServerSelector: Any = getattr(selectors, "PollSelector", selectors.SelectSelect
 def _selector_class() -> Any:
     """`_ServerSelector` as the package shows it: programs patch that name on the module they imported."""
     return getattr(sys.modules.get(__package__ or ""), "_ServerSelector", _ServerSelector)
-
-
-class _StopFlag:
-    """The wish to stop, `_BaseServer__shutdown_request`, kept in the instance's `__dict__` as in `socketserver`.
-
-    Programs set it from handlers and signal handlers instead of calling `shutdown()`. An idle loop does not look, so
-    setting it has to wake the loop.
-    """
-
-    def __get__(self, server: BaseServer[Any] | None, owner: type) -> bool:
-        if server is None:
-            return False
-        return bool(vars(server).get(STOP_FLAG))
-
-    def __set__(self, server: BaseServer[Any], value: bool) -> None:
-        vars(server)[STOP_FLAG] = value
-        loop = server._loop
-        if value and loop is not None:
-            loop.wake()
 
 
 class BaseServer(Generic[RequestT]):
@@ -96,7 +78,7 @@ class BaseServer(Generic[RequestT]):
     _ticks = False
     """Whether the loop has to call `service_actions`, after every turn and every `poll_interval` seconds."""
     _socket_file: SocketFile | None = None
-    __shutdown_request = _StopFlag()
+    __shutdown_request = StopFlag()
 
     def __init__(
         self, server_address: Any, RequestHandlerClass: Callable[[Any, Any, Self], Any], **values: Any
@@ -132,6 +114,8 @@ class BaseServer(Generic[RequestT]):
     def _adopt(self, sock: _socket.socket) -> None:
         if sock.type != self.socket_type:
             kind = _socket.SocketKind
+            if sock is not self.server_address:  # made here, of a descriptor that was ours to own
+                sock.close()
             raise AddressError(
                 f"{type(self).__name__} needs a {kind(self.socket_type).name} socket, not a {kind(sock.type).name} one"
             )
@@ -142,6 +126,8 @@ class BaseServer(Generic[RequestT]):
 
     def _infer_family(self) -> None:
         """Choose the family by the address, unless somebody has said which: a subclass, the instance, or a patch."""
+        if isinstance(self.server_address, os.PathLike):
+            self.server_address = os.fspath(self.server_address)
         said = "address_family" in vars(self) or any(
             "address_family" in vars(cls) for cls in type(self).__mro__ if cls is not BaseServer
         )
@@ -174,11 +160,11 @@ class BaseServer(Generic[RequestT]):
         """
         if self._socket_file is not None and not self.stdlib_compat:
             self._socket_file.remove()
+        if self._loop is not None:
+            self._stop()
         sock = getattr(self, "socket", None)
         if sock is not None:
             sock.close()
-        if self._loop is not None:
-            self._stop()
 
     def fileno(self) -> int:
         """The socket's descriptor; -1 when it is closed."""
@@ -256,17 +242,17 @@ class BaseServer(Generic[RequestT]):
             if self.verify_request(request, client_address):
                 self.process_request(request, client_address)
             else:
-                self._end_request(request)
+                end_request(self, request)
         except Overloaded as error:
-            self._end_request(request)
+            end_request(self, request)
             return error
         except Exception:
             try:
                 self.handle_error(request, client_address)
             finally:
-                self._end_request(request)
+                end_request(self, request)
         except BaseException:
-            self._end_request(request)
+            end_request(self, request)
             raise
         return True
 
@@ -326,15 +312,6 @@ class BaseServer(Generic[RequestT]):
 
     # -- what the other rooms ask
 
-    def _end_request(self, request: RequestT) -> None:
-        """`shutdown_request` that never raises and always closes, whatever an override does."""
-        try:
-            self.shutdown_request(request)
-        except Exception as error:
-            self._emit(HookFailed("shutdown_request", error))
-            if isinstance(request, _socket.socket):
-                request.close()
-
     def _emit(self, event: Event) -> None:
         logs.emit(self, event)
 
@@ -346,9 +323,7 @@ class BaseServer(Generic[RequestT]):
     def _batch_size(self) -> int:
         """Requests per wake-up. One, as in the stdlib, wherever taking one more might block or skip a hook."""
         sock = getattr(self, "socket", None)
-        blocks = (
-            sock is None or sock.gettimeout() or (self.socket_type == _socket.SOCK_DGRAM and not _sockets.DONT_WAIT)
-        )
+        blocks = sock is None or sock.gettimeout() or not _sockets.can_take_without_waiting(self.socket_type)
         foreign = self._overridden("get_request") or type(self).service_actions is not BaseServer.service_actions
         return 1 if blocks or foreign or "service_actions" in vars(self) else self.accept_batch
 
@@ -384,6 +359,19 @@ class BaseServer(Generic[RequestT]):
             lifecycle.end()
             self.__shutdown_request = False
             lifecycle.set()
+
+
+def end_request(server: Any, request: Any) -> None:
+    """`server.shutdown_request(request)`, but never raising and always closing, whatever an override does.
+
+    The server may be the standard library's, under one of our mix-ins.
+    """
+    try:
+        server.shutdown_request(request)
+    except Exception as error:
+        logs.emit(server, HookFailed("shutdown_request", error))
+        if isinstance(request, _socket.socket):
+            request.close()
 
 
 def serve_together(servers: Iterable[BaseServer[Any]], poll_interval: float | None = 0.5) -> None:

@@ -28,6 +28,7 @@ __all__ = [
     "Credentials",
     "ServerSocket",
     "bind",
+    "can_take_without_waiting",
     "existing",
     "is_listening",
     "is_usable",
@@ -61,10 +62,10 @@ class ServerSocket(socket.socket):
     on_close: Callable[[], object]
 
     def close(self) -> None:
-        super().close()
         tell = getattr(self, "on_close", None)  # unset outside serve_forever
         if tell is not None:
-            tell()
+            tell()  # first: once closed, the descriptor's number may be somebody else's
+        super().close()
 
 
 def existing(address: Any, system: System) -> socket.socket | None:
@@ -72,10 +73,17 @@ def existing(address: Any, system: System) -> socket.socket | None:
     if isinstance(address, socket.socket):
         if address.fileno() < 0:
             raise AddressError("the socket given as the server's address is closed")
+        if not _is_bound(address):
+            raise AddressError("the socket given as the server's address is not bound; give an address instead")
         return address
     if isinstance(address, str) and address.startswith(("fd://", "systemd://")):
         return _activation.from_text(address, system)
     return None
+
+
+def _is_bound(sock: socket.socket) -> bool:
+    name = sock.getsockname()
+    return bool(name[1] if isinstance(name, tuple) else name)
 
 
 def set_options(sock: socket.socket, *, reuse_address: Any, reuse_port: Any, dual_stack: bool | None) -> None:
@@ -149,6 +157,11 @@ def is_usable(sock: Any, listening: bool) -> bool:
         return is_listening(sock) if listening else bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_TYPE))
     except (OSError, AttributeError, TypeError):
         return False
+
+
+def can_take_without_waiting(kind: int) -> bool:
+    """Whether this system can have an empty listener fail at once: datagrams by a flag, streams by the file's mode."""
+    return bool(DONT_WAIT) if kind == socket.SOCK_DGRAM else _POSIX
 
 
 def make_nonblocking(sock: socket.socket) -> None:

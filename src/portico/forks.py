@@ -10,6 +10,7 @@ import select
 import socket
 
 from . import logs, settings
+from ._base import end_request
 from ._system import System
 from .errors import Overloaded
 from .lifecycle import STOP_FLAG, ForkedWithThreads
@@ -159,7 +160,7 @@ class ForkingMixIn(_Base):
             self.handle_error(request, client_address)
         finally:
             try:
-                self.shutdown_request(request)
+                end_request(self, request)
             finally:
                 self._system.exit_child(status)
 
@@ -167,13 +168,15 @@ class ForkingMixIn(_Base):
         """Close what belongs to the parent: its loop, the listener, other servers' sockets.
 
         A child that kept the listener would hold the port, and the clients in its backlog, after the parent has ended.
-        A datagram server's socket stays: it is part of the request.
+        A datagram server's socket stays: it is part of the request. The watch over the siblings is only forgotten: its
+        epoll set is the parent's own, and closing its descriptors one by one would cost more than they weigh.
         """
-        if getattr(self, "stdlib_compat", False):
-            return
-        loop = getattr(self, "_loop", None)
+        loop: Loop | None = getattr(self, "_loop", None)
+        self._loop = self._child_watch = self.active_children = None
         if loop is not None:
             loop.abandon()
+        if getattr(self, "stdlib_compat", False):
+            return
         kept = (request, request[-1]) if isinstance(request, tuple) and request else (request,)
         for server in (self,) if loop is None else loop.servers:
             sock = getattr(server, "socket", None)

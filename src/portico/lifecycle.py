@@ -30,6 +30,7 @@ __all__ = [
     "PeerLeft",
     "RequestFailed",
     "State",
+    "StopFlag",
     "Verb",
     "transition",
 ]
@@ -111,6 +112,25 @@ class Lifecycle(threading.Event):
     def runs_in_another_thread(self) -> bool:
         """Whether somebody else's loop runs, so that its end can be waited for without deadlock."""
         return self._loop_thread not in (None, threading.get_ident())
+
+
+class StopFlag:
+    """The wish to stop, `_BaseServer__shutdown_request`, kept in the instance's `__dict__` as in `socketserver`.
+
+    Programs set it from handlers and signal handlers instead of calling `shutdown()`. An idle loop does not look, so
+    setting it has to wake the loop.
+    """
+
+    def __get__(self, server: Any, owner: type) -> bool:
+        if server is None:
+            return False
+        return bool(vars(server).get(STOP_FLAG))
+
+    def __set__(self, server: Any, value: bool) -> None:
+        vars(server)[STOP_FLAG] = value
+        loop = server._loop
+        if value and loop is not None:
+            loop.wake()
 
 
 class Event:

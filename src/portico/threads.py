@@ -7,6 +7,7 @@ import threading
 from collections import deque
 
 from . import logs, settings
+from ._base import end_request
 from .errors import Overloaded
 from .lifecycle import HookFailed
 
@@ -145,7 +146,7 @@ class ThreadingMixIn(_Base):
         except Exception:
             self.handle_error(request, client_address)
         finally:
-            self._close_quietly(request)
+            end_request(self, request)
 
     def thread_finished(self) -> None:
         """Called once in every request's thread, last of all, even after an error. To override.
@@ -157,11 +158,3 @@ class ThreadingMixIn(_Base):
         """Close the server, then wait for the requests that still run (`block_on_close`), without a deadline."""
         super().server_close()
         self._threads.join()
-
-    def _close_quietly(self, request: Any) -> None:
-        try:
-            self.shutdown_request(request)
-        except Exception as error:
-            logs.emit(self, HookFailed("shutdown_request", error))
-            if hasattr(request, "close"):
-                request.close()
