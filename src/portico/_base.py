@@ -77,6 +77,8 @@ class BaseServer(Generic[RequestT]):
     _adopted = False
     _ticks = False
     """Whether the loop has to call `service_actions`, after every turn and every `poll_interval` seconds."""
+    _may_sleep = True
+    """Whether the loop may wait for long as things are; if not, it calls `_prepare_to_sleep` before it does."""
     _socket_file: SocketFile | None = None
     __shutdown_request = StopFlag()
 
@@ -335,6 +337,9 @@ class BaseServer(Generic[RequestT]):
     @property
     def _lifecycle(self) -> Lifecycle:
         return self.__is_shut_down
+
+    def _prepare_to_sleep(self) -> None:
+        self._may_sleep = True
 
     def _stop(self) -> None:
         self.__shutdown_request = True

@@ -28,38 +28,33 @@ class Waker:
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
-        self._reader, self._writer = socket.socketpair()
-        self._reader.setblocking(False)
-        self._writer.setblocking(False)
+        self.reader, self.writer = socket.socketpair()
+        self.reader.setblocking(False)
+        self.writer.setblocking(False)
 
     def fileno(self) -> int:
-        return self._reader.fileno()
+        return self.reader.fileno()
 
     def wake(self) -> None:
         """Make the wait return, now or when it begins. Does nothing once closed."""
         with self._lock:
             try:
-                self._writer.send(b"\0")
+                self.writer.send(b"\0")
             except OSError:  # full: it is awake already; closed: nobody waits any more
                 return
 
     def clear(self) -> None:
         """Forget all that woke it so far."""
         try:
-            while self._reader.recv(4096):
+            while self.reader.recv(4096):
                 pass
         except OSError:
             return
 
     def close(self) -> None:
         with self._lock:
-            self._reader.close()
-            self._writer.close()
-
-    def abandon(self) -> None:
-        """`close` in a forked child, whose copies these are."""
-        os.close(self._reader.detach())
-        os.close(self._writer.detach())
+            self.reader.close()
+            self.writer.close()
 
 
 class Loop:
@@ -70,6 +65,11 @@ class Loop:
 
     def __init__(self, selector_class: Callable[[], selectors.BaseSelector]) -> None:
         self._selector = selector_class()
+        self.wait = self._selector.select
+        """Block until something watched is readable, `wake` is called, or the timeout (seconds, None: for ever) ends.
+
+        The selector's own method: returns (key, events) pairs. `key.data` is the callback, for the caller to call.
+        """
         self._waker = Waker()
         self.servers: list[Any] = []
         """Who is served; a forked child closes the sockets of all of them."""
@@ -97,13 +97,6 @@ class Loop:
         except (KeyError, RuntimeError):  # not watched, or the loop has ended
             return
 
-    def wait(self, timeout: float | None) -> list[tuple[selectors.SelectorKey, int]]:
-        """Block until something watched is readable, `wake` is called, or `timeout` seconds have passed.
-
-        Returns the selector's keys as they are; `data` is the callback, for the caller to call.
-        """
-        return self._selector.select(timeout)
-
     def wake(self) -> None:
         """Make `wait` return. From any thread and from signal handlers."""
         self._waker.wake()
@@ -114,5 +107,6 @@ class Loop:
         self._selector.close()
 
     def abandon(self) -> None:
-        """`close` in a forked child, without a lock that another thread may have held at the fork."""
-        self._waker.abandon()
+        """`close` in a forked child: without a lock, which another thread may have held at the fork."""
+        os.close(self._waker.reader.detach())
+        os.close(self._waker.writer.detach())

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import select
+import sys
 import threading
 import time
 import warnings
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["System"]
 
+_FORK_WARNS: Final = sys.version_info >= (3, 12)
 # Matches this module alone. Made by hand, as Python makes its own defaults: warnings.filterwarnings() imports `re`.
 _QUIET_FORK: Final = ("ignore", None, DeprecationWarning, __name__, 0)
 
@@ -32,9 +34,10 @@ class System:
         It must not be raised: under `-W error` the warning would take the place of the child's pid, in the parent
         only, after the child has started. So the filter is put first whenever others have come before it.
         """
-        filters: list[Any] = warnings.filters  # type: ignore[assignment]
-        if not filters or filters[0] is not _QUIET_FORK:
-            filters.insert(0, _QUIET_FORK)
+        if _FORK_WARNS:
+            filters: list[Any] = warnings.filters  # type: ignore[assignment]
+            if not filters or filters[0] is not _QUIET_FORK:
+                filters.insert(0, _QUIET_FORK)
         return os.fork()
 
     def threads(self) -> int:
