@@ -88,7 +88,6 @@ class BaseServer(Generic[RequestT]):
         settings.apply(self, values)
         if self.stdlib_compat:
             vars(self).update(settings.compat_values(self))
-        logs.logger()  # loads logging while there is nothing wrong yet
         self.server_address = server_address
         self.RequestHandlerClass = RequestHandlerClass
         self._context = contextvars.copy_context()

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import os
 import selectors
 import socket
 import threading
@@ -28,33 +27,33 @@ class Waker:
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
-        self.reader, self.writer = socket.socketpair()
-        self.reader.setblocking(False)
-        self.writer.setblocking(False)
+        self._reader, self._writer = socket.socketpair()
+        self._reader.setblocking(False)
+        self._writer.setblocking(False)
 
     def fileno(self) -> int:
-        return self.reader.fileno()
+        return self._reader.fileno()
 
     def wake(self) -> None:
         """Make the wait return, now or when it begins. Does nothing once closed."""
         with self._lock:
             try:
-                self.writer.send(b"\0")
+                self._writer.send(b"\0")
             except OSError:  # full: it is awake already; closed: nobody waits any more
                 return
 
     def clear(self) -> None:
         """Forget all that woke it so far."""
         try:
-            while self.reader.recv(4096):
+            while self._reader.recv(4096):
                 pass
         except OSError:
             return
 
     def close(self) -> None:
         with self._lock:
-            self.reader.close()
-            self.writer.close()
+            self._reader.close()
+            self._writer.close()
 
 
 class Loop:
@@ -105,8 +104,3 @@ class Loop:
         """Free the loop's own descriptors; what was watched stays open."""
         self._waker.close()
         self._selector.close()
-
-    def abandon(self) -> None:
-        """`close` in a forked child: without a lock, which another thread may have held at the fork."""
-        os.close(self._waker.reader.detach())
-        os.close(self._waker.writer.detach())

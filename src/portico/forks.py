@@ -47,14 +47,15 @@ class ForkingMixIn(_Base):
 
     _system = System()
     _child_watch: _ChildWatch | None = None
+    _looked_for_threads = False
     _warned_of_threads = False
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Fork a child for the request. Raises `Overloaded` if there is none to be had."""
         if self.active_children is not None and len(self.active_children) >= self.max_children:
             self._wait_for_room()
-        if not self._warned_of_threads:
-            self._warn_of_threads()
+        if not self._looked_for_threads:
+            self._look_for_threads()
         try:
             pid = self._system.fork()
         except OSError as error:
@@ -102,6 +103,7 @@ class ForkingMixIn(_Base):
         self.collect_children()
         if self.active_children and not self._watch(self.active_children):
             self._ticks = True  # it will not see all of them end: let it look now and then
+        self._look_for_threads()
         super()._prepare_to_sleep()
 
     def _serving_begins(self, loop: Loop) -> None:
@@ -145,9 +147,11 @@ class ForkingMixIn(_Base):
                 raise Overloaded(f"all {self.max_children} children are busy, and the server is stopping")
             self._system.sleep(_LOOK_AGAIN)
 
-    def _warn_of_threads(self) -> None:
+    def _look_for_threads(self) -> None:
+        """At the first fork, and whenever the loop is idle: to look at every fork would cost 50 pages."""
+        self._looked_for_threads = True
         others = self._system.threads() - 1
-        if others > 0:
+        if others > 0 and not self._warned_of_threads:
             self._warned_of_threads = True
             logs.emit(self, ForkedWithThreads(others))
 
@@ -169,22 +173,20 @@ class ForkingMixIn(_Base):
                 self._system.exit_child(status)
 
     def _drop_inherited(self, request: Any) -> None:
-        """Close what belongs to the parent: its loop, the listener, other servers' sockets.
+        """Close what belongs to the parent: the listener, and other servers' that the same loop serves.
 
-        A child that kept the listener would hold the port, and the clients in its backlog, after the parent has ended.
-        A datagram server's socket stays: it is part of the request. The watch over the siblings is only forgotten: its
-        epoll set is the parent's own, and closing its descriptors one by one would cost more than they weigh.
+        A child that kept a listener would hold the port, and the clients in its backlog, after the parent has ended.
+        A datagram server's socket stays: it is part of the request. The loop and the watch over the siblings are only
+        forgotten, so that nothing here reaches the parent through what they share; closing them would cost more.
         """
         loop: Loop | None = getattr(self, "_loop", None)
         self._loop = self._child_watch = self.active_children = None
-        if loop is not None:
-            loop.abandon()
         if getattr(self, "stdlib_compat", False):
             return
-        kept = (request, request[-1]) if isinstance(request, tuple) and request else (request,)
+        kept = request[-1] if isinstance(request, tuple) and request else request
         for server in (self,) if loop is None else loop.servers:
             sock = getattr(server, "socket", None)
-            if isinstance(sock, socket.socket) and sock not in kept and sock.fileno() >= 0:
+            if sock is not kept and isinstance(sock, socket.socket) and sock.fileno() >= 0:
                 os.close(sock.detach())  # close() proper touches twice the memory, each page of it a fault here
 
 

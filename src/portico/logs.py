@@ -4,11 +4,14 @@ Quiet by default: a peer that leaves is DEBUG, a shortage WARNING, a fault ERROR
 per request. No handler is installed, so that a program that never configured logging still sees faults on stderr
 (`logging.lastResort`), as it would with `socketserver`.
 
-`logging` costs more to import than all of `socketserver`, so it is loaded by the first server that is made, not by
-`import portico`, and no later: an import needs descriptors, which may be just what has run out.
+`logging` is loaded by the first event that somebody can see, not before: it costs more to import than all of
+`socketserver`, and adds 80 us to every fork. Where it cannot be loaded any more, out of descriptors, stderr gets the
+line instead, which is where an unconfigured `logging` would have put it.
 """
 
 from __future__ import annotations
+
+import sys
 
 from . import _sockets
 from .lifecycle import (
@@ -24,17 +27,15 @@ from .lifecycle import (
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import logging
-    from typing import Any
+    from typing import Any, Final
 
-__all__ = ["emit", "logger", "record"]
+__all__ = ["emit", "print_like_stdlib", "record"]
 
-
-def logger() -> logging.Logger:
-    """The logger `portico`; loads `logging` if nobody has yet."""
-    import logging
-
-    return logging.getLogger("portico")
+# logging's own numbers, known before it is loaded.
+_DEBUG: Final = 10
+_INFO: Final = 20
+_WARNING: Final = 30
+_ERROR: Final = 40
 
 
 def emit(server: object, event: Event) -> None:
@@ -44,39 +45,42 @@ def emit(server: object, event: Event) -> None:
     """
     try:
         getattr(server, "handle_event", record)(event)
-    except Exception:
-        _say_at_least_that(event)
+    except Exception as error:
+        _say_at_least_that(event, error)
 
 
 def record(event: Event) -> None:
     """Write one event to the log."""
-    log = logger()
+    level, message, error = _rendered(event)
+    if level < _WARNING and "logging" not in sys.modules:
+        return  # nobody has asked to see it
+    import logging
+
+    trace = None if error is None else (type(error), error, error.__traceback__)
+    logging.getLogger("portico").log(level, "%s", message, exc_info=trace)
+
+
+def _rendered(event: Event) -> tuple[int, str, BaseException | None]:
+    """An event's level, its message, and the exception whose traceback belongs to it."""
     match event:
         case PeerLeft():
-            log.debug("peer %s left: %r", _peer(event), event.error)
+            return _DEBUG, f"peer {_peer(event)} left: {event.error!r}", None
         case RequestFailed():
-            _error("request from %s failed", _peer(event), error=event.error)
+            return _ERROR, f"request from {_peer(event)} failed: {event.error!r}", event.error
         case HookFailed():
-            _error("%s raised an exception; the server goes on", event.hook, error=event.error)
+            return _ERROR, f"{event.hook} raised {event.error!r}; the server goes on", event.error
         case AcceptPaused():
-            log.warning("cannot take requests: %s; trying again, at first in %g s", event.error, event.seconds)
+            return _WARNING, f"cannot take requests: {event.error}; next try in {event.seconds:g} s", None
         case AcceptResumed():
-            log.info("taking requests again")
+            return _INFO, "taking requests again", None
         case ListenerDied():
-            log.error("the listener is of no use any more, serving ends: %s", event.error)
+            return _ERROR, f"the listener is of no use any more, serving ends: {event.error}", None
         case ForkedWithThreads():
-            log.warning(
-                "a request was forked while %d other threads run: a lock that one of them holds stays locked in the "
-                "child; serve from the only thread of a process, or use ThreadingMixIn",
-                event.threads,
-            )
-        case _:
-            log.info("%s", type(event).__name__)
-
-
-def _error(message: str, subject: str, *, error: BaseException | None) -> None:
-    trace = None if error is None else (type(error), error, error.__traceback__)
-    logger().error(message, subject, exc_info=trace)
+            return _WARNING, (
+                f"a request is forked while {event.threads} other threads run: a lock that one of them holds stays "
+                "locked in the child; serve from the only thread of a process, or use ThreadingMixIn"
+            ), None  # fmt: skip
+    return _INFO, type(event).__name__, None
 
 
 def _peer(event: RequestFailed) -> str:
@@ -91,16 +95,15 @@ def _peer(event: RequestFailed) -> str:
     return f"pid {who.pid}, uid {who.uid}"
 
 
-def _say_at_least_that(event: Event) -> None:
+def _say_at_least_that(event: Event, error: Exception) -> None:
     try:
-        logger().error("handle_event failed on %s", type(event).__name__, exc_info=True)
-    except Exception:  # stderr closed, a broken handler: nobody is left to tell
+        print(f"portico: {_rendered(event)[1]} (not logged: {error!r})", file=sys.stderr)
+    except Exception:  # stderr closed, an exception that cannot be shown: nobody is left to tell
         return
 
 
 def print_like_stdlib(client_address: Any) -> None:
     """Print the current exception to stderr, word for word as `socketserver` does (`stdlib_compat`)."""
-    import sys
     import traceback
 
     line = "-" * 40
