@@ -13,7 +13,7 @@ run: .venv/installed
 	@$(BIN)/python -m examples.everything $(PORT)
 
 test: .venv/developing
-	$(BIN)/pytest -n 2 --dist loadscope
+	$(BIN)/pytest
 
 check: .venv/developing
 	$(BIN)/ruff check .
@@ -24,7 +24,7 @@ bench: .venv/developing
 	$(BIN)/python -m bench
 
 faults: .venv/developing
-	! $(BIN)/pytest tests/faults --against socketserver -m "not new_feature and not regression" -n 2 -q
+	! $(BIN)/pytest tests/faults --against socketserver -m "not new_feature and not regression" -q
 
 clean:
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -162,6 +162,9 @@ class Acceptor:
             self._server._emit(AcceptResumed())
 
     def _service_actions(self) -> None:
+        if self._closed():
+            self._server._stop()
+            return
         try:
             self._server.service_actions()
         except Exception as error:

@@ -347,8 +347,10 @@ class BaseServer(Generic[RequestT]):
         self.__is_shut_down.clear()
         self._loop = loop
         self._wait_to_take(False)
-        self._ticks = self._overridden("service_actions")
-        if isinstance(getattr(self, "socket", None), _sockets.ServerSocket):
+        own = isinstance(getattr(self, "socket", None), _sockets.ServerSocket)
+        # A socket that somebody else made does not tell when it is closed: that has to be looked for.
+        self._ticks = not own or self._overridden("service_actions")
+        if own:
             self.socket.on_close = self._stop  # type: ignore[attr-defined]
 
     def _serving_ended(self, loop: Loop) -> None:

@@ -77,7 +77,7 @@ def existing(address: Any, system: System) -> socket.socket | None:
             raise AddressError("the socket given as the server's address is not bound; give an address instead")
         return address
     if isinstance(address, str) and address.startswith(("fd://", "systemd://")):
-        return _activation.from_text(address, system)
+        return ServerSocket(fileno=_activation.from_text(address, system).detach())
     return None
 
 

@@ -93,6 +93,8 @@ class ForkingMixIn(_Base):
     def server_close(self) -> None:
         """Close the server, then wait for its children (`block_on_close`), without a deadline."""
         super().server_close()
+        if getattr(self, "_loop", None) is not None:
+            self.shutdown()  # the loop reaps, too, and in its own thread: let it end first
         self.collect_children(blocking=self.block_on_close)
         self._end_watch()
 
@@ -111,7 +113,8 @@ class ForkingMixIn(_Base):
         self._may_sleep = not self.active_children  # an earlier loop may have left some
 
     def _serving_ended(self, loop: Loop) -> None:
-        self._end_watch()
+        if self._loop is loop:
+            self._end_watch()
         super()._serving_ended(loop)
 
     def _watch(self, children: set[int]) -> bool:

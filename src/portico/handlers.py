@@ -99,12 +99,12 @@ class StreamRequestHandler(BaseRequestHandler[ServerT, _socket.socket]):
 
     def finish(self) -> None:
         """Write out what is buffered, if the peer still takes it, and close both files."""
-        if not self.wfile.closed:
-            try:
+        try:
+            if not self.wfile.closed:
                 self.wfile.flush()
-            except OSError:  # the peer has gone: there is nobody left to write to (bpo-14574)
-                pass
-        self.wfile.close()
+            self.wfile.close()  # which flushes once more what could not be written
+        except OSError:  # the peer has gone: there is nobody left to write to (bpo-14574)
+            pass
         self.rfile.close()
 
 

@@ -66,11 +66,11 @@ def _rendered(event: Event) -> tuple[int, str, BaseException | None]:
         case PeerLeft():
             return _DEBUG, f"peer {_peer(event)} left: {event.error!r}", None
         case RequestFailed():
-            return _ERROR, f"request from {_peer(event)} failed: {event.error!r}", event.error
+            return _ERROR, f"request from {_peer(event)} failed", event.error
         case HookFailed():
-            return _ERROR, f"{event.hook} raised {event.error!r}; the server goes on", event.error
+            return _ERROR, f"{event.hook} raised an exception; the server goes on", event.error
         case AcceptPaused():
-            return _WARNING, f"cannot take requests: {event.error}; next try in {event.seconds:g} s", None
+            return _WARNING, f"cannot take requests: {event.error}; trying again, at first in {event.seconds:g} s", None
         case AcceptResumed():
             return _INFO, "taking requests again", None
         case ListenerDied():
@@ -96,10 +96,15 @@ def _peer(event: RequestFailed) -> str:
 
 
 def _say_at_least_that(event: Event, error: Exception) -> None:
+    """`handle_event` failed: an override's fault, or the log is out of reach."""
     try:
-        print(f"portico: {_rendered(event)[1]} (not logged: {error!r})", file=sys.stderr)
-    except Exception:  # stderr closed, an exception that cannot be shown: nobody is left to tell
-        return
+        record(event)
+        record(HookFailed("handle_event", error))
+    except Exception:
+        try:
+            print(f"portico: {_rendered(event)[1]} (not logged: {error!r})", file=sys.stderr)
+        except Exception:  # stderr closed, an exception that cannot be shown: nobody is left to tell
+            return
 
 
 def print_like_stdlib(client_address: Any) -> None:

@@ -31,9 +31,6 @@ class TCPServer(BaseServer[_socket.socket]):
     existing socket belongs to the server from then on. Raises `AddressError` or `OSError`, with nothing left open.
     """
 
-    # On Windows the flag would let other programs steal the port; on POSIX systems it only skips TIME_WAIT.
-    allow_reuse_address = sys.platform != "win32"
-
     def __init__(
         self,
         server_address: Any,
@@ -76,6 +73,7 @@ class UDPServer(BaseServer[Datagram]):
     """
 
     socket_type = _socket.SOCK_DGRAM
+    allow_reuse_address = False  # two servers on one port would both seem to work (Linux)
     max_packet_size: int = settings.MAX_PACKET_SIZE.default
 
     _receive_flags = 0

@@ -10,6 +10,8 @@ line are checked.
 
 from __future__ import annotations
 
+import os
+
 from ._generics import Generic, SettingT
 from .errors import SettingError, UnknownSettingError
 
@@ -63,7 +65,7 @@ class Setting(Generic[SettingT]):
 
 
 def _number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < float("inf")
 
 
 def _whole(low: int, high: int | None = None) -> Callable[[Any], bool]:
@@ -129,11 +131,11 @@ TIMEOUT: Final = Setting[float | None](
 )
 ALLOW_REUSE_ADDRESS: Final = Setting(
     "allow_reuse_address",
-    False,
+    os.name == "posix",
     FLAG,
     unit="flag",
     stdlib=False,
-    reason="SO_REUSEADDR; on for TCP on POSIX systems, where it lets a server restart at once and steals no port",
+    reason="SO_REUSEADDR: on POSIX systems TCP servers restart at once, and steal no port (off: Windows, UDP)",
 )
 ALLOW_REUSE_PORT: Final = Setting(
     "allow_reuse_port",
@@ -257,11 +259,12 @@ def compat_values(server: object) -> Iterator[tuple[str, Any]]:
     """What `socketserver` would have in place of each default that nobody has changed.
 
     A value set on the instance, on a user's class, or patched onto one of Portico's stays: only a class variable
-    that Portico itself gave counts as unchanged.
+    stands unchanged that one of Portico's classes declares, annotation and all.
     """
     for setting in of(type(server)):
         if setting.stdlib is None or setting.name in vars(server):
             continue
         owner = next(c for c in type(server).__mro__ if setting.name in vars(c))
-        if owner.__module__.partition(".")[0] == __package__:
+        declared = owner.__module__.partition(".")[0] == __package__ and setting.name in owner.__annotations__
+        if declared and vars(owner)[setting.name] == setting.default:
             yield setting.name, setting.stdlib

@@ -1,0 +1,5 @@
+"""Portico measured against the standard library's `socketserver`, in the same run: `python -m bench`.
+
+`measures` says what is measured and what the target is, `processes` starts the processes that it takes, `server` and
+`client` are the scripts that run in them, `rounds` alternates the two modules, `report` makes the table.
+"""

@@ -1,0 +1,277 @@
+"""A process per request, also where there is no pidfd, no epoll, or no process to be had."""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import portico
+from portico._system import System
+from portico.lifecycle import AcceptPaused, AcceptResumed, Event
+
+from .waiting import until
+
+LOOPBACK = ("127.0.0.1", 0)
+
+
+class WithoutPidfd(System):
+    def pidfd(self, pid: int) -> int | None:
+        return None
+
+
+class WithoutEpoll(System):
+    def descriptor_set(self) -> select.epoll | None:
+        return None
+
+
+class WithoutEither(WithoutPidfd, WithoutEpoll):
+    pass
+
+
+class ShortOfProcesses(System):
+    """Has none for the first so many requests."""
+
+    def __init__(self, failures: int) -> None:
+        self.failures = failures
+
+    def fork(self) -> int:
+        self.failures -= 1
+        if self.failures >= 0:
+            raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+        return super().fork()
+
+
+SYSTEMS = {"pidfd": System(), "no pidfd": WithoutPidfd(), "no epoll": WithoutEpoll(), "neither": WithoutEither()}
+
+
+def obey(request: socket.socket, client_address: Any, server: Any) -> None:
+    """Answer with the process's number, at once or when the client has said more."""
+    if request.recv(10) == b"hold":
+        request.sendall(b"held")
+        request.recv(10)
+    request.sendall(b"%d" % os.getpid())
+
+
+def ask(server: Any) -> int:
+    with socket.create_connection(server.server_address, 10) as client:
+        client.sendall(b"x")
+        return int(client.recv(100))
+
+
+@contextmanager
+def held(server: Any) -> Iterator[socket.socket]:
+    """A request that runs inside the block."""
+    with socket.create_connection(server.server_address, 10) as client:
+        client.sendall(b"hold")
+        assert client.recv(4) == b"held"
+        try:
+            yield client
+        finally:
+            client.sendall(b"go")
+            assert int(client.recv(100)) != os.getpid()
+
+
+@pytest.fixture(params=SYSTEMS)
+def made(request: pytest.FixtureRequest) -> Callable[..., Any]:
+    return type("Mine", (portico.ForkingTCPServer,), {"_system": SYSTEMS[request.param]})
+
+
+def test_every_request_has_a_process_of_its_own_and_is_reaped_by_the_loop(made: Callable[..., Any]) -> None:
+    with made(LOOPBACK, obey).background(0.01) as server:
+        pids = {ask(server) for _ in range(5)}
+        assert os.getpid() not in pids
+        assert len(pids) == 5
+        assert until(lambda: not server.active_children)
+
+
+def test_children_of_requests_at_once_are_all_reaped(made: Callable[..., Any]) -> None:
+    with made(LOOPBACK, obey).background(0.01) as server:
+        with held(server), held(server), held(server):
+            assert len(server.active_children) == 3
+        assert until(lambda: not server.active_children)
+
+
+def test_a_child_left_by_an_earlier_run_is_reaped_by_the_next(made: Callable[..., Any]) -> None:
+    with made(LOOPBACK, obey) as server, socket.create_connection(server.server_address, 10) as client:
+        client.sendall(b"hold")
+        server.handle_request()
+        assert client.recv(4) == b"held"
+        (child,) = server.active_children
+        with server.background(0.01):
+            assert server.active_children == {child}
+            client.sendall(b"go")
+            assert int(client.recv(100)) == child
+            assert until(lambda: not server.active_children)
+
+
+def test_closing_waits_for_the_children(made: Callable[..., Any]) -> None:
+    with made(LOOPBACK, obey).background(0.01) as server, held(server):
+        server.shutdown()
+        closer = threading.Thread(target=server.server_close)
+        closer.start()
+        assert until(lambda: server.fileno() < 0)
+        assert closer.is_alive()
+    closer.join(10)
+    assert not server.active_children
+
+
+def test_closing_does_not_wait_if_told_not_to(made: Callable[..., Any]) -> None:
+    with made(LOOPBACK, obey, block_on_close=False) as server, held_in_turn(server) as child:
+        server.server_close()
+        assert server.active_children == {child}
+    assert until(lambda: server.collect_children() or not server.active_children)
+
+
+@contextmanager
+def held_in_turn(server: Any) -> Iterator[int]:
+    """`held`, by a server that handles one request by hand; the child's number."""
+    with socket.create_connection(server.server_address, 10) as client:
+        client.sendall(b"hold")
+        server.handle_request()
+        assert client.recv(4) == b"held"
+        (child,) = server.active_children
+        yield child
+        client.sendall(b"go")
+        assert int(client.recv(100)) == child
+
+
+def test_at_max_children_clients_wait_in_the_backlog_and_are_served(made: Callable[..., Any]) -> None:
+    with made(LOOPBACK, obey, max_children=2).background(0.01) as server:
+        with held(server), held(server), socket.create_connection(server.server_address, 10) as third:
+            third.sendall(b"x")
+            assert not server.ready_to_accept()
+            assert len(server.active_children) == 2
+            third.setblocking(False)
+            with pytest.raises(BlockingIOError):
+                third.recv(1)
+        assert ask(server) != os.getpid()
+
+
+def test_handle_request_at_max_children_waits_for_room(made: Callable[..., Any]) -> None:
+    with made(LOOPBACK, obey, max_children=1) as server, socket.create_connection(server.server_address, 10) as client:
+        client.sendall(b"x")
+        server.handle_request()
+        with socket.create_connection(server.server_address, 10) as second:
+            second.sendall(b"x")
+            server.handle_request()
+            assert int(client.recv(100)) != int(second.recv(100))
+
+
+def test_without_a_process_the_loop_pauses_says_so_once_and_goes_on() -> None:
+    events: list[type[Event]] = []
+
+    class Mine(portico.ForkingTCPServer):
+        _system = ShortOfProcesses(3)
+
+        def handle_event(self, event: Event) -> None:
+            events.append(type(event))
+
+    with Mine(LOOPBACK, obey).background() as server:
+        for _ in range(3):
+            with socket.create_connection(server.server_address, 10) as refused:
+                assert refused.recv(1) == b""
+        assert ask(server) != os.getpid()
+    assert [event for event in events if event in (AcceptPaused, AcceptResumed)] == [AcceptPaused, AcceptResumed]
+
+
+def test_without_a_process_handle_request_closes_the_request_and_goes_on() -> None:
+    Mine = type("Mine", (portico.ForkingTCPServer,), {"_system": ShortOfProcesses(1)})
+    with Mine(LOOPBACK, obey) as server, socket.create_connection(server.server_address, 10) as refused:
+        server.handle_request()
+        assert refused.recv(1) == b""
+        with socket.create_connection(server.server_address, 10) as client:
+            client.sendall(b"x")
+            server.handle_request()
+            assert int(client.recv(10)) != os.getpid()
+
+
+def test_handle_timeout_and_service_actions_reap(made: Callable[..., Any]) -> None:
+    for hook in ("handle_timeout", "service_actions"):
+        with made(LOOPBACK, obey, timeout=0) as server:
+            with socket.create_connection(server.server_address, 10) as client:
+                client.sendall(b"x")
+                server.handle_request()
+                child = int(client.recv(10))
+            assert until(lambda: Path(f"/proc/{child}/stat").read_text().split()[2] == "Z")  # noqa: B023
+            getattr(server, hook)()
+            assert not server.active_children
+
+
+class Waiting(portico.ForkingTCPServer):
+    """Keeps the exit statuses of its children."""
+
+    def collect_children(self, *, blocking: bool = False) -> None:
+        for pid in tuple(self.active_children or ()):
+            if blocking:
+                statuses.append(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+        super().collect_children(blocking=blocking)
+
+
+statuses: list[int] = []
+
+
+@pytest.mark.parametrize(("error", "status"), [(None, 0), (LookupError, 1), (SystemExit, 1), (KeyboardInterrupt, 1)])
+def test_a_childs_exit_status_says_whether_the_request_was_handled(
+    error: type[BaseException] | None, status: int, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def handler(*_: object) -> None:
+        if error is not None:
+            raise error(0)
+
+    statuses.clear()
+    with Waiting(LOOPBACK, handler) as server, socket.create_connection(server.server_address, 10) as client:
+        server.handle_request()
+        assert client.recv(1) == b""
+    assert statuses == [status]
+
+
+def test_a_child_runs_neither_atexit_nor_the_parents_with_blocks(tmp_path: Path) -> None:
+    server = portico.ForkingTCPServer(LOOPBACK, lambda *_: None)
+    client = socket.create_connection(server.server_address, 10)
+    with server, client, (tmp_path / "buffered").open("w") as file:
+        file.write("once ")
+        server.handle_request()
+        assert client.recv(1) == b""
+    assert (tmp_path / "buffered").read_text() == "once "
+
+
+def test_a_request_that_fails_in_the_parent_is_closed_there(caplog: pytest.LogCaptureFixture) -> None:
+    class Mine(portico.ForkingTCPServer):
+        def close_request(self, request: Any) -> None:
+            super().close_request(request)
+            raise LookupError("in the parent")
+
+    with Mine(LOOPBACK, obey).background() as server:
+        assert ask(server) != os.getpid()
+        assert ask(server) != os.getpid()
+
+
+@pytest.mark.parametrize("running", [0, 1, 3])
+def test_closing_from_another_thread_while_children_end_is_no_fault_of_the_loop(running: int) -> None:
+    """The loop reaps in its own thread while `server_close()` waits in this one: neither may trip over the other."""
+    for _ in range(30):
+        with portico.ForkingTCPServer(LOOPBACK, obey).background() as server, ExitStack() as clients:
+            assert ask(server) != os.getpid()
+            for _ in range(running):
+                clients.enter_context(held(server))
+            assert until(lambda: len(server.active_children) == running)
+            clients.close()
+            server.server_close()
+        assert not server.active_children
+
+
+def test_a_server_that_never_forked_closes_like_any_other() -> None:
+    server = portico.ForkingTCPServer(LOOPBACK, obey)
+    server.collect_children()
+    server.collect_children(blocking=True)
+    server.server_close()
+    assert server.active_children is None

@@ -1,0 +1,164 @@
+"""Settings: declared once, checked as keyword arguments, read from words, and old again with `stdlib_compat`."""
+
+from __future__ import annotations
+
+import socketserver
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+import portico
+from portico import settings
+
+LOOPBACK = ("127.0.0.1", 0)
+BAD: dict[str, list[Any]] = {
+    "stdlib_compat": [2, "yes", None],
+    "timeout": [-1, "1", True],
+    "allow_reuse_address": [None, "yes", 2],
+    "allow_reuse_port": [None, "yes"],
+    "request_queue_size": [-1, 1.5, True, "5", None],
+    "dual_stack": ["yes", 2],
+    "unmap_ipv4": [None],
+    "unix_mode": [-1, 0o1000, "600", 1.0],
+    "unix_group": [-1, 1.5, b"users"],
+    "accept_batch": [0, -1, 1.0, True],
+    "accept_pause": [0, -0.1, "1", None],
+    "accept_pause_max": [0, -1],
+    "max_packet_size": [0, 65536, 100.0],
+    "daemon_threads": [None],
+    "block_on_close": ["no"],
+    "max_children": [0, 1.5],
+}
+PARSED: list[tuple[str, str, Any]] = [
+    ("stdlib_compat", "on", True),
+    ("timeout", "none", None),
+    ("timeout", "0.5", 0.5),
+    ("allow_reuse_address", "no", False),
+    ("request_queue_size", "0", 0),
+    ("dual_stack", "None", None),
+    ("dual_stack", "TRUE", True),
+    ("unix_mode", "660", 0o660),
+    ("unix_mode", "0o600", 0o600),
+    ("unix_group", "100", 100),
+    ("unix_group", "users", "users"),
+    ("accept_pause", "1e-2", 0.01),
+    ("max_packet_size", "65535", 65535),
+]
+
+
+def server(made: Callable[..., Any], **values: Any) -> Any:
+    return made(LOOPBACK, lambda *_: None, bind_and_activate=False, **values)
+
+
+@pytest.mark.parametrize("name", settings.ALL)
+def test_every_setting_is_declared_with_all_that_a_reader_needs(name: str) -> None:
+    setting = settings.ALL[name]
+    setting.check(setting.default)
+    assert setting.unit
+    assert len(setting.reason) > 10
+    assert setting.kind.allowed
+    owners = [portico.ForkingMixIn, portico.ThreadingMixIn, portico.UDPServer, portico.BaseServer]
+    assert any(name in vars(owner) for owner in owners)
+
+
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in BAD.items() for value in values])
+def test_a_wrong_value_is_refused_by_name_and_nothing_stays_open(name: str, value: Any) -> None:
+    made = next(
+        m for m in (portico.TCPServer, portico.UDPServer, portico.ForkingTCPServer, portico.ThreadingTCPServer)
+        if hasattr(m, name)
+    )  # fmt: skip
+    with pytest.raises(portico.SettingError, match=f"{name} must be .*, not {value!r}"):
+        server(made, **{name: value})
+
+
+def test_every_setting_has_wrong_values_above() -> None:
+    assert set(BAD) == set(settings.ALL)
+
+
+def test_an_unknown_name_is_refused_with_those_that_there_are() -> None:
+    with pytest.raises(TypeError, match=r"TCPServer has no setting 'acept_batch'; it has: accept_batch, "):
+        server(portico.TCPServer, acept_batch=1)
+
+
+@pytest.mark.parametrize(
+    ("made", "name"),
+    [
+        (portico.TCPServer, "max_packet_size"),
+        (portico.TCPServer, "max_children"),
+        (portico.ForkingTCPServer, "daemon_threads"),
+        (portico.UDPServer, "block_on_close"),
+    ],
+)
+def test_a_setting_of_another_kind_of_server_is_unknown(made: Callable[..., Any], name: str) -> None:
+    with pytest.raises(portico.UnknownSettingError, match=name):
+        server(made, **{name: settings.ALL[name].default})
+
+
+def test_keyword_arguments_set_the_instance_and_no_other() -> None:
+    with server(portico.ThreadingTCPServer, request_queue_size=7, daemon_threads=True) as first:
+        assert (first.request_queue_size, first.daemon_threads) == (7, True)
+    with server(portico.ThreadingTCPServer) as second:
+        assert (second.request_queue_size, second.daemon_threads) == (1024, False)
+
+
+def test_attributes_are_taken_as_they_are() -> None:
+    class Mine(portico.TCPServer):
+        allow_reuse_address = 1  # type: ignore[assignment]
+        accept_batch = 3
+
+        def __init__(self) -> None:
+            self.request_queue_size = 9
+            super().__init__(LOOPBACK, lambda *_: None)
+
+    with Mine() as mine:
+        assert (mine.allow_reuse_address, mine.accept_batch, mine.request_queue_size) == (1, 3, 9)
+
+
+@pytest.mark.parametrize(("name", "text", "value"), PARSED)
+def test_words_of_the_command_line_are_read(name: str, text: str, value: Any) -> None:
+    assert settings.ALL[name].parse(text) == value
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("stdlib_compat", "maybe"), ("unix_mode", "9"), ("accept_batch", "many"), ("accept_batch", "0"), ("timeout", "-1"),
+     ("accept_pause", "nan"), ("accept_pause_max", "inf"), ("timeout", "nan"), ("timeout", "inf"), ("timeout", "")],
+)  # fmt: skip
+def test_words_that_mean_nothing_are_refused(name: str, text: str) -> None:
+    with pytest.raises(portico.SettingError, match=f"{name} must be "):
+        settings.ALL[name].parse(text)
+
+
+COMPAT = ["TCPServer", "UDPServer", "ThreadingTCPServer", "ForkingTCPServer", "ForkingUDPServer", "UnixStreamServer"]
+
+
+@pytest.mark.parametrize("name", COMPAT)
+def test_stdlib_compat_brings_every_default_of_the_stdlib_back(name: str) -> None:
+    original, made = getattr(socketserver, name), getattr(portico, name)
+    with server(made, stdlib_compat=True) as old:
+        for setting in settings.of(made):
+            if hasattr(original, setting.name):
+                assert getattr(old, setting.name) == getattr(original, setting.name), setting.name
+
+
+def test_what_somebody_has_said_stays_with_stdlib_compat() -> None:
+    class Mine(portico.TCPServer):
+        allow_reuse_address = True
+
+    with server(Mine, stdlib_compat=True, request_queue_size=8) as mine:
+        assert (mine.allow_reuse_address, mine.request_queue_size) == (True, 8)
+
+
+def test_what_somebody_has_patched_stays_with_stdlib_compat(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(portico.TCPServer, "request_queue_size", 77, raising=False)
+    with server(portico.ThreadingTCPServer, stdlib_compat=True) as patched:
+        assert patched.request_queue_size == 77
+
+
+def test_a_flag_set_to_the_stdlibs_own_default_is_refused_for_none_of_its_classes() -> None:
+    for name in portico.__all__:
+        made = getattr(portico, name)
+        if isinstance(made, type) and issubclass(made, portico.BaseServer):
+            for setting in settings.of(made):
+                setting.check(getattr(made, setting.name))
