@@ -8,6 +8,7 @@ import portico
 
 class WhoAmI(portico.StreamRequestHandler):
     def handle(self) -> None:
+        self.rfile.readline()
         peer = self.server.peer_credentials(self.request)
         self.wfile.write(f"you are process {peer.pid} of user {peer.uid}\n".encode())
 

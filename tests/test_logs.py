@@ -87,7 +87,7 @@ def test_a_failing_handle_event_is_said_and_no_more(caplog: pytest.LogCaptureFix
     assert "telling failed" in caplog.text
 
 
-def test_a_log_that_fails_is_no_fault_of_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_log_that_fails_is_no_fault_of_the_server() -> None:
     class Broken(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
             raise OSError("disk full")

@@ -6,6 +6,7 @@ import os
 import selectors
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -13,6 +14,8 @@ from collections.abc import Iterator
 import pytest
 
 from portico._loop import Loop, Waker
+
+from .commands import running
 
 
 @pytest.fixture
@@ -119,3 +122,45 @@ def test_a_wait_with_a_timeout_ends_in_time(loop: Loop) -> None:
     start = time.monotonic()
     assert loop.wait(0.01) == []
     assert time.monotonic() - start < 5
+
+
+SIGNALLED_ELSEWHERE = """
+import signal, socket, sys, threading
+import portico
+
+class Waits(portico.BaseRequestHandler):
+    def handle(self):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])  # of all threads, this one alone takes it
+        self.request.sendall(b"ready")
+        self.request.recv(1)
+
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+server = portico.ThreadingTCPServer(("127.0.0.1", 0), Waits, daemon_threads=True)
+signal.signal(signal.SIGTERM, lambda number, frame: server.shutdown())
+print(server.server_address[1], flush=True)
+server.serve_forever()
+print("ended", flush=True)
+"""
+
+
+def test_a_signal_that_another_thread_takes_wakes_the_loop() -> None:
+    """Its handler runs in the main thread, which is asleep in the loop: the kernel has not interrupted that one."""
+    command = [sys.executable, "-c", SIGNALLED_ELSEWHERE]
+    with running(command, ready=r"^\d+$") as (process, lines):
+        with socket.create_connection(("127.0.0.1", int(lines[0])), 10) as client:
+            assert client.recv(5) == b"ready"
+            process.send_signal(signal.SIGTERM)
+            assert process.stdout is not None
+            assert process.stdout.readline() == "ended\n"
+        assert process.wait(10) == 0
+
+
+def test_another_loops_wish_to_be_told_of_signals_is_respected() -> None:
+    with socket.socket() as mine:
+        mine.setblocking(False)
+        before = signal.set_wakeup_fd(mine.fileno())
+        try:
+            Loop(selectors.DefaultSelector).close()
+            assert signal.set_wakeup_fd(mine.fileno()) == mine.fileno()
+        finally:
+            signal.set_wakeup_fd(before)

@@ -105,7 +105,11 @@ class Acceptor:
             return
         if self._listening and _POSIX:
             # Every time: processes may share the listener, and one that ends sets its mode back. 0.3 us.
-            os.set_blocking(self._watched, False)
+            try:
+                os.set_blocking(self._watched, False)
+            except OSError as error:  # closed behind our back
+                self._judge(error)
+                return
         # Measured for UDP: this loop saves the poll and the selector's bookkeeping, a third of a datagram's cost.
         take, answer = self._server._handle_request_noblock, None
         try:

@@ -386,7 +386,7 @@ def serve_together(servers: Iterable[BaseServer[Any]], poll_interval: float | No
     `BaseServer.serve_forever` is this with one server. A handler that blocks holds up all of them, unless a mix-in
     runs it elsewhere. The loop itself starts no thread, so forking servers may share it safely.
     """
-    with Loop(_selector_class()) as loop:
+    with Loop(_selector_class(), BaseServer._system) as loop:
         try:
             for server in servers:
                 server._serving_begins(loop)

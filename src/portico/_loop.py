@@ -9,6 +9,8 @@ import selectors
 import socket
 import threading
 
+from ._system import System
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,6 +35,10 @@ class Waker:
 
     def fileno(self) -> int:
         return self._reader.fileno()
+
+    def writer(self) -> int:
+        """The descriptor to write to, for whoever wakes by a byte; non-blocking."""
+        return self._writer.fileno()
 
     def wake(self) -> None:
         """Make the wait return, now or when it begins. Does nothing once closed."""
@@ -62,8 +68,9 @@ class Loop:
     Use as a context manager, in the thread that waits; `wake` alone may be called from elsewhere.
     """
 
-    def __init__(self, selector_class: Callable[[], selectors.BaseSelector]) -> None:
+    def __init__(self, selector_class: Callable[[], selectors.BaseSelector], system: System | None = None) -> None:
         self._selector = selector_class()
+        self._system = system or System()
         self.wait = self._selector.select
         """Block until something watched is readable, `wake` is called, or the timeout (seconds, None: for ever) ends.
 
@@ -73,6 +80,9 @@ class Loop:
         self.servers: list[Any] = []
         """Who is served; a forked child closes the sockets of all of them."""
         self.watch(self._waker, self._waker.clear)
+        # The kernel may deliver a signal to any thread; Python runs its handler in the main thread, which would not
+        # notice while it waits here. So each signal wakes the loop, unless somebody else is told of them already.
+        self._woken_by_signals = self._system.tell_of_signals(self._waker.writer())
 
     def __enter__(self) -> Self:
         return self
@@ -102,5 +112,7 @@ class Loop:
 
     def close(self) -> None:
         """Free the loop's own descriptors; what was watched stays open."""
+        if self._woken_by_signals:
+            self._system.tell_of_signals(-1)
         self._waker.close()
         self._selector.close()

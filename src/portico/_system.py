@@ -31,8 +31,7 @@ class System:
     def fork(self) -> int:
         """`os.fork`, without Python 3.12's warning about other threads: `forks` says that itself, as an event.
 
-        It must not be raised: under `-W error` the warning would take the place of the child's pid, in the parent
-        only, after the child has started. So the filter is put first whenever others have come before it.
+        So the filter is put first whenever others have come before it.
         """
         if _FORK_WARNS:
             filters: list[Any] = warnings.filters  # type: ignore[assignment]
@@ -86,6 +85,21 @@ class System:
         import signal  # a sixth of the time that `import portico` takes, for the command line alone
 
         return signal.signal(number, handler)
+
+    def tell_of_signals(self, descriptor: int) -> bool:
+        """Have every signal write a byte to `descriptor` (-1: no longer); whether that could be had.
+
+        Only in the main thread, and only if nobody else has asked for it, such as an event loop (Python's rules).
+        """
+        import signal
+
+        if threading.current_thread() is not threading.main_thread():
+            return False
+        before = signal.set_wakeup_fd(descriptor, warn_on_full_buffer=False)
+        if descriptor >= 0 and before >= 0:
+            signal.set_wakeup_fd(before)
+            return False
+        return True
 
     @property
     def environ(self) -> MutableMapping[str, str]:

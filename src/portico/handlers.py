@@ -100,9 +100,11 @@ class StreamRequestHandler(BaseRequestHandler[ServerT, _socket.socket]):
     def finish(self) -> None:
         """Write out what is buffered, if the peer still takes it, and close both files."""
         try:
-            if not self.wfile.closed:
-                self.wfile.flush()
-            self.wfile.close()  # which flushes once more what could not be written
+            try:
+                if not self.wfile.closed:
+                    self.wfile.flush()
+            finally:
+                self.wfile.close()  # which tries once more to write what is left, and closes in any case
         except OSError:  # the peer has gone: there is nobody left to write to (bpo-14574)
             pass
         self.rfile.close()

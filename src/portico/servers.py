@@ -6,7 +6,6 @@ Only what one kind does differently from another; everything that all have in co
 from __future__ import annotations
 
 import socket as _socket
-import sys
 
 from . import _sockets, settings
 from ._addresses import AF_UNIX, unmapped
@@ -19,9 +18,6 @@ if TYPE_CHECKING:
     from typing import Any, Self
 
 __all__ = ["TCPServer", "UDPServer", "UnixDatagramServer", "UnixStreamServer"]
-
-# BSD and macOS let a connection inherit the listener's non-blocking mode, which the socket object does not see.
-_INHERITS_MODE = sys.platform != "linux"
 
 
 class TCPServer(BaseServer[_socket.socket]):
@@ -49,8 +45,6 @@ class TCPServer(BaseServer[_socket.socket]):
     def get_request(self) -> tuple[_socket.socket, Any]:
         """Accept a connection."""
         connection, client_address = self.socket.accept()
-        if _INHERITS_MODE and _socket.getdefaulttimeout() is None:
-            connection.setblocking(True)
         return connection, unmapped(client_address) if self.unmap_ipv4 else client_address
 
     def shutdown_request(self, request: _socket.socket) -> None:

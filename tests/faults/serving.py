@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from socket import AF_UNIX, SHUT_WR, create_connection, socket
 from types import ModuleType
@@ -67,8 +67,10 @@ def serving(server: Any, poll_interval: float = 0.5) -> Iterator[threading.Threa
 def ask(address: Any, text: bytes = b"hello", seconds: float = 5) -> bytes:
     """What a server answers to one client that says `text` and no more."""
     with connected(address, seconds) as client:
-        client.sendall(text)
-        client.shutdown(SHUT_WR)
+        if text:
+            client.sendall(text)
+        with suppress(OSError):  # the server was first
+            client.shutdown(SHUT_WR)
         return rest(client)
 
 

@@ -87,7 +87,7 @@ def test_a_unix_peer_without_an_address_is_no_error(
 @pytest.mark.parametrize("how", ["closed", "closed and its file removed"])
 def test_a_unix_peer_that_has_left_is_no_error(ss: ModuleType, how: str, tmp_path: Path) -> None:
     errors: list[object] = []
-    taken, left = threading.Event(), threading.Event()
+    taken, left, ended = threading.Event(), threading.Event(), threading.Event()
 
     class Handler(ss.DatagramRequestHandler):  # type: ignore[misc, name-defined]
         def handle(self) -> None:
@@ -95,12 +95,14 @@ def test_a_unix_peer_that_has_left_is_no_error(ss: ModuleType, how: str, tmp_pat
             left.wait(5)
             self.wfile.write(b"too late")
 
-    server = made(
-        ss.ThreadingUnixDatagramServer,
-        Handler,
-        str(tmp_path / "server"),
-        handle_error=lambda self, *what: errors.append(what),
-    )
+        def finish(self) -> None:
+            try:
+                super().finish()
+            except Exception as error:
+                errors.append(error)
+            ended.set()
+
+    server = ss.ThreadingUnixDatagramServer(str(tmp_path / "server"), Handler)
     with serving(server):
         with _client(server.server_address, str(tmp_path / "client")) as client:
             client.send(b"question")
@@ -108,6 +110,7 @@ def test_a_unix_peer_that_has_left_is_no_error(ss: ModuleType, how: str, tmp_pat
         if how != "closed":
             (tmp_path / "client").unlink()
         left.set()
+        assert ended.wait(5)
     assert errors == []
 
 

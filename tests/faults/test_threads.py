@@ -63,9 +63,12 @@ def test_a_thousand_requests_leave_the_list_of_threads_as_short_as_one(ss: Modul
 
 @pytest.mark.regression
 def test_many_slow_requests_at_once_are_all_waited_for_on_closing(ss: ModuleType) -> None:
-    go_on, done = threading.Event(), []
+    go_on = threading.Event()
+    begun: list[int] = []
+    done: list[int] = []
 
     def slow(request: Any, client_address: Any, server: Any) -> None:
+        begun.append(1)
         go_on.wait(10)
         done.append(1)
 
@@ -73,7 +76,7 @@ def test_many_slow_requests_at_once_are_all_waited_for_on_closing(ss: ModuleType
     with serving(server):
         clients = [connected(server.server_address) for _ in range(30)]
         try:
-            assert until(lambda: len(server._threads) == 30)
+            assert until(lambda: len(begun) == 30)
             assert took(server.shutdown, 2) < 2
             go_on.set()
             assert took(server.server_close, 5) < 5
