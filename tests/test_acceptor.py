@@ -276,19 +276,24 @@ def waiting_clients() -> Iterator[Callable[[Any, int], None]]:
     ("values", "batches"), [({}, [5]), ({"accept_batch": 2}, [2, 2, 1]), ({"accept_batch": 1}, [1] * 5)]
 )
 def test_a_batch_is_taken_per_wake_up(
-    values: dict[str, Any], batches: list[int], waiting_clients: Callable[[Any, int], None]
-) -> None:
+    values: dict[str, Any], batches: list[int], waiting_clients: Callable[[Any, int], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
     taken: list[int] = []
-    with portico.TCPServer(("127.0.0.1", 0), lambda *_: taken.append(len(turns)), **values) as server:
-        turns: list[bool] = []
+    turns: list[bool] = []
 
-        def ready_to_accept() -> bool:
+    class Counting(selectors.DefaultSelector):
+        def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
             turns.append(True)
-            if len(taken) == 5:
-                server.shutdown()
-            return True
+            return super().select(timeout)
 
-        server.ready_to_accept = ready_to_accept  # type: ignore[method-assign]
+    def take(request: object, client_address: object, server: portico.TCPServer) -> None:
+        taken.append(len(turns))
+        if len(taken) == 5:
+            server.shutdown()
+
+    monkeypatch.setattr(portico, "_ServerSelector", Counting)
+    with portico.TCPServer(("127.0.0.1", 0), take, **values) as server:
         waiting_clients(server, 5)
         server.serve_forever()
     assert [taken.count(turn) for turn in sorted(set(taken))] == batches

@@ -58,6 +58,7 @@ class Acceptor:
         self._clock = server._system.monotonic
         self._listening = _sockets.is_listening(getattr(server, "socket", None))
         self._batch = server._batch_size()
+        self._gated = server._has_gate()
         self._watched: int | None = None
         self._failures = 0
         self._pause = 0.0
@@ -111,11 +112,11 @@ class Acceptor:
                 self._judge(error)
                 return
         # Measured for UDP: this loop saves the poll and the selector's bookkeeping, a third of a datagram's cost.
-        take, answer = self._server._handle_request_noblock, None
+        take, gated, answer = self._server._handle_request_noblock, self._gated, None
         try:
             for _ in range(self._batch):
                 answer = take()
-                if answer is not True or flags[STOP_FLAG]:
+                if answer is not True or flags[STOP_FLAG] or (gated and not self._server.ready_to_accept()):
                     break
                 if self._failures:
                     self._recovered()

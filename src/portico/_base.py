@@ -75,11 +75,11 @@ class BaseServer(Generic[RequestT]):
     _system = System()
     _loop: Loop | None = None
     _adopted = False
+    _socket_file: SocketFile | None = None
     _ticks = False
     """Whether the loop has to call `service_actions`, after every turn and every `poll_interval` seconds."""
     _may_sleep = True
-    """Whether the loop may wait for long as things are; if not, it calls `_prepare_to_sleep` before it does."""
-    _socket_file: SocketFile | None = None
+    """Whether the loop may wait for long; if not, it calls `_prepare_to_sleep` before it does."""
     __shutdown_request = StopFlag()
 
     def __init__(
@@ -313,8 +313,7 @@ class BaseServer(Generic[RequestT]):
 
     # -- what the other rooms ask
 
-    def _emit(self, event: Event) -> None:
-        logs.emit(self, event)
+    _emit = logs.emit
 
     def _overridden(self, name: str) -> bool:
         """Whether a hook is somebody else's and not Portico's own."""
@@ -325,13 +324,17 @@ class BaseServer(Generic[RequestT]):
         """Requests per wake-up. One, as in the stdlib, wherever taking one more might block or skip a hook."""
         sock = getattr(self, "socket", None)
         blocks = sock is None or sock.gettimeout() or not _sockets.can_take_without_waiting(self.socket_type)
-        foreign = self._overridden("get_request") or type(self).service_actions is not BaseServer.service_actions
-        return 1 if blocks or foreign or "service_actions" in vars(self) else self.accept_batch
+        foreign = self._overridden("get_request") or self._overridden("service_actions")
+        return 1 if blocks or foreign else self.accept_batch
 
     def _wait_to_take(self, wait: bool) -> None:
         """Whether `get_request` may block. Not once a request was seen: it can vanish before it is taken."""
         if _sockets.is_listening(self.socket):
             (_sockets.set_blocking_again if wait else _sockets.make_nonblocking)(self.socket)
+
+    def _has_gate(self) -> bool:
+        """Whether `ready_to_accept` says anything, so that it must be asked before each request."""
+        return "ready_to_accept" in vars(self) or type(self).ready_to_accept is not BaseServer.ready_to_accept
 
     @property
     def _lifecycle(self) -> Lifecycle:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import warnings
 
 __all__ = ["install"]
 
@@ -23,6 +22,8 @@ def install(*, stdlib_compat: bool = False) -> None:
     sys.modules["socketserver"] = package
     late = sorted(name for name, module in list(sys.modules.items()) if before and _built_on(module, before))
     if late:
+        import warnings
+
         warnings.warn(
             f"portico.install() came after the import of {', '.join(late)}: call it earlier to have them use Portico",
             RuntimeWarning,

@@ -9,8 +9,8 @@ from __future__ import annotations
 import errno
 import os
 import socket
-import struct
 import sys
+from array import array  # socket has loaded it anyway
 from collections import namedtuple
 
 from . import _activation, _addresses, _unix_files
@@ -203,5 +203,5 @@ def peer_credentials(sock: socket.socket) -> Credentials:
         raise UnavailableError("peer credentials need SO_PEERCRED, which this system does not have")
     if not isinstance(sock, socket.socket) or sock.family != _addresses.AF_UNIX or sock.type != socket.SOCK_STREAM:
         raise UnavailableError("peer credentials exist for Unix stream connections only")
-    layout = struct.Struct("3i")
-    return Credentials(*layout.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, layout.size)))
+    answer = array("i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))  # struct ucred: three ints
+    return Credentials(*answer)

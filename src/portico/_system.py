@@ -11,7 +11,6 @@ import select
 import sys
 import threading
 import time
-import warnings
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -34,6 +33,8 @@ class System:
         So the filter is put first whenever others have come before it.
         """
         if _FORK_WARNS:
+            import warnings
+
             filters: list[Any] = warnings.filters  # type: ignore[assignment]
             if not filters or filters[0] is not _QUIET_FORK:
                 filters.insert(0, _QUIET_FORK)

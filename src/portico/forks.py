@@ -113,9 +113,11 @@ class ForkingMixIn(_Base):
         self._may_sleep = not self.active_children  # an earlier loop may have left some
 
     def _serving_ended(self, loop: Loop) -> None:
-        if self._loop is loop:
-            self._end_watch()
-        super()._serving_ended(loop)
+        try:
+            if self._loop is loop:
+                self._end_watch()
+        finally:
+            super()._serving_ended(loop)  # whatever happens: `shutdown()` waits for it
 
     def _watch(self, children: set[int]) -> bool:
         """Watch those children that are not watched yet; whether all of them are."""
@@ -183,6 +185,7 @@ class ForkingMixIn(_Base):
         forgotten, so that nothing here reaches the parent through what they share; closing them would cost more.
         """
         loop: Loop | None = getattr(self, "_loop", None)
+        self._of_the_parent = (loop, self._child_watch, self.active_children)  # kept, as freeing touches memory, too
         self._loop = self._child_watch = self.active_children = None
         if getattr(self, "stdlib_compat", False):
             return
