@@ -297,3 +297,27 @@ def test_a_batch_is_taken_per_wake_up(
         waiting_clients(server, 5)
         server.serve_forever()
     assert [taken.count(turn) for turn in sorted(set(taken))] == batches
+
+
+def test_a_gate_that_raises_is_told_and_tried_again_later(waiting_clients: Callable[[Any, int], None]) -> None:
+    told: list[Event] = []
+    served: list[object] = []
+
+    class Gated(portico.TCPServer):
+        def ready_to_accept(self) -> bool:
+            if not told:
+                raise LookupError("the gate is broken")
+            return True
+
+        def handle_event(self, event: Event) -> None:
+            told.append(event)
+
+    def take(request: object, client_address: object, server: portico.TCPServer) -> None:
+        served.append(request)
+        server.shutdown()
+
+    with Gated(("127.0.0.1", 0), take) as server:
+        waiting_clients(server, 1)
+        server.serve_forever()
+    assert [type(event) for event in told[:2]] == [HookFailed, AcceptPaused]
+    assert len(served) == 1

@@ -86,7 +86,11 @@ class Acceptor:
             return None
         if self._resume_at is not None and self._clock() >= self._resume_at:
             self._resume_at = None
-        wanted = self._resume_at is None and server.ready_to_accept()
+        try:
+            wanted = self._resume_at is None and server.ready_to_accept()
+        except Exception as error:
+            wanted = False
+            self._back_off(self._failed("ready_to_accept", error))
         if wanted != (self._watched is not None):
             self._watch(wanted)
         if not server._may_sleep and self._resume_at is None:

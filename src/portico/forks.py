@@ -10,7 +10,7 @@ import select
 import socket
 
 from . import logs, settings
-from ._base import end_request
+from ._base import BaseServer, end_request
 from ._system import System
 from .errors import Overloaded
 from .lifecycle import STOP_FLAG, ForkedWithThreads
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any, NoReturn
 
-    from ._base import BaseServer
     from ._loop import Loop
 
     _Base = BaseServer[Any]
@@ -94,7 +93,8 @@ class ForkingMixIn(_Base):
         """Close the server, then wait for its children (`block_on_close`), without a deadline."""
         super().server_close()
         if getattr(self, "_loop", None) is not None:
-            self.shutdown()  # the loop reaps, too, and in its own thread: let it end first
+            # The loop reaps, too, and in its own thread: let it end first. Not by an override that closes as well.
+            BaseServer.shutdown(self)
         self.collect_children(blocking=self.block_on_close)
         self._end_watch()
 
