@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import selectors
 import socket
 from collections.abc import Callable, Iterator
@@ -321,3 +322,19 @@ def test_a_gate_that_raises_is_told_and_tried_again_later(waiting_clients: Calla
         server.serve_forever()
     assert [type(event) for event in told[:2]] == [HookFailed, AcceptPaused]
     assert len(served) == 1
+
+
+def test_what_an_empty_listener_raises_is_freed_at_once() -> None:
+    """An error whose traceback holds the frame that holds the error waits for the garbage collector."""
+    gc.disable()
+    try:
+        before = sum(type(thing) is BlockingIOError for thing in gc.get_objects())
+        with portico.UDPServer(("127.0.0.1", 0), portico.BaseRequestHandler) as server, server.background():
+            for _ in range(5):
+                with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+                    client.sendto(b"x", server.server_address)
+            server.shutdown()
+            after = sum(type(thing) is BlockingIOError for thing in gc.get_objects())
+    finally:
+        gc.enable()
+    assert after == before

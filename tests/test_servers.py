@@ -262,14 +262,17 @@ def test_a_server_shut_down_inside_the_block_is_no_error() -> None:
 
 def test_the_background_has_the_context_of_whoever_entered_it() -> None:
     variable: ContextVar[str] = ContextVar("variable", default="unset")
-    seen: list[str] = []
+
+    def tell(request: socket.socket, *_: object) -> None:
+        request.recv(100)
+        request.sendall(variable.get().encode())
+
     token = variable.set("mine")
     try:
-        with portico.TCPServer(LOOPBACK, lambda *_: seen.append(variable.get())).background() as server:
-            ask(server.server_address)
+        with portico.TCPServer(LOOPBACK, tell).background() as server:
+            assert ask(server.server_address) == b"mine"
     finally:
         variable.reset(token)
-    assert seen == ["mine"]
 
 
 def test_a_server_that_serves_already_cannot_start_again() -> None:

@@ -128,6 +128,7 @@ class Acceptor:
             answer = self._failed("a hook on the way of a request", error)
         if answer is not True and answer is not None:
             self._judge(answer)
+            answer = None  # its traceback holds this frame: together they would wait for the garbage collector
 
     def end(self) -> None:
         """Leave the listener as it was found and let `shutdown` return. Safe to call again."""

@@ -2,9 +2,8 @@
 
     get_request → verify_request → process_request → finish_request → RequestHandlerClass(...) → shutdown_request
 
-Here is the order of the hooks and what they do by default, as in `socketserver`. What is special about streams and
-datagrams is in `servers`. How a request runs is the mix-ins' business (`threads`, `forks`), when one is taken
-`_acceptor`'s, what an address means `_addresses`' and `_sockets`'.
+Here is the order of the hooks and what they do by default, as in `socketserver`. Streams and datagrams are `servers`',
+how a request runs the mix-ins' (`threads`, `forks`), when one is taken `_acceptor`'s, what an address means `_sockets`'.
 """
 
 from __future__ import annotations
@@ -18,7 +17,6 @@ import sys
 from . import _sockets, logs, settings
 from ._acceptor import Acceptor, serve
 from ._addresses import infer
-from ._background import Background
 from ._generics import Generic, RequestT
 from ._loop import Loop
 from ._system import System
@@ -30,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from typing import Any, Self
 
+    from ._background import Background
     from ._unix_files import SocketFile
 
 __all__ = ["BaseServer", "end_request", "serve_together"]
@@ -177,9 +176,8 @@ class BaseServer(Generic[RequestT]):
         """Serve until `shutdown` or `server_close`. Blocks; may be called again afterwards.
 
         An idle server sleeps. Only where `service_actions` is overridden it is called every `poll_interval` seconds,
-        and after every request. No exception of a hook or handler ends the loop but KeyboardInterrupt, SystemExit and
-        others that are no `Exception`. Raises `RuntimeError` if the loop runs already, `ValueError` if the socket is
-        closed.
+        and after every request. Of a hook's or handler's exceptions only those that are no `Exception` (Ctrl-C,
+        SystemExit) end the loop. Raises `RuntimeError` if it runs already, `ValueError` if the socket is closed.
         """
         serve_together([self], poll_interval)
 
@@ -203,6 +201,8 @@ class BaseServer(Generic[RequestT]):
 
         The server is ready on entry and closed on exit; no thread is left (see `Background`).
         """
+        from ._background import Background  # only now: `import portico` is to stay cheap
+
         return Background(self, poll_interval)
 
     def handle_request(self) -> None:

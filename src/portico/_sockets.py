@@ -13,7 +13,7 @@ import sys
 from array import array  # socket has loaded it anyway
 from collections import namedtuple
 
-from . import _activation, _addresses, _unix_files
+from . import _addresses
 from .errors import AddressError, UnavailableError
 
 TYPE_CHECKING = False
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from ._system import System
+    from ._unix_files import SocketFile
 
 __all__ = [
     "DONT_WAIT",
@@ -95,6 +96,8 @@ def existing(address: Any, system: System) -> socket.socket | None:
             raise AddressError("the socket given as the server's address is not bound; give an address instead")
         return address
     if isinstance(address, str) and address.startswith(("fd://", "systemd://")):
+        from . import _activation  # like `_unix_files` below: few programs want it, and all would pay for the import
+
         return ServerSocket(fileno=_activation.from_text(address, system).detach())
     return None
 
@@ -124,15 +127,18 @@ def set_options(sock: socket.socket, *, reuse_address: Any, reuse_port: Any, dua
 
 def bind(
     sock: socket.socket, address: Any, *, mode: int | None = None, group: int | str | None = None
-) -> _unix_files.SocketFile | None:
+) -> SocketFile | None:
     """Bind; a Unix path gets `mode` and `group`, and the file made is returned.
 
     An `OSError` keeps its class and errno, and says which address it is about and, where the system lets us know, who
     holds it. Other errors (an OverflowError for a port of 70000) are bind()'s own.
     """
     try:
-        if sock.family == _addresses.AF_UNIX and _unix_files.has_file(address):
-            return _unix_files.bind(sock, address, mode=mode, group=group)
+        if sock.family == _addresses.AF_UNIX:
+            from . import _unix_files
+
+            if _unix_files.has_file(address):
+                return _unix_files.bind(sock, address, mode=mode, group=group)
         sock.bind(address)
     except OSError as error:
         raise _explained(error, sock, address) from error
