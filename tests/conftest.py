@@ -5,8 +5,10 @@ After each test no thread, child process, descriptor or unclosed resource may be
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import importlib
+import importlib.util
 import os
 import threading
 from collections.abc import Iterator
@@ -25,6 +27,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="MODULE",
         help="the module that the tests of faults run on; 'socketserver' shows which of them the stdlib fails",
     )
+
+
+@pytest.fixture(scope="session", autouse=True)
+def uvloop_has_its_pipe() -> None:
+    """libuv opens a pipe for signals with its first loop and keeps it: once a process, and no test's doing."""
+    if importlib.util.find_spec("uvloop"):
+        loop = importlib.import_module("uvloop").new_event_loop()
+        loop.run_until_complete(asyncio.sleep(0))
+        loop.close()
 
 
 @pytest.fixture

@@ -46,6 +46,9 @@ class FakeLoop:
     def unwatch(self, descriptor: int) -> None:
         self._watched.pop(descriptor, None)
 
+    def release(self, server: Any) -> None:
+        server._serving_ended(self)
+
     def wake(self) -> None:
         """There is nobody to wake."""
 

@@ -26,6 +26,7 @@ FLOORS = (
     {"threads", "forks"},
     {"servers", "handlers"},
     {"_base"},
+    {"_serving"},
     {"_acceptor", "_background", "logs"},
     {"_sockets"},
     {"_addresses", "_unix_files", "_activation", "_holders", "_loop"},

@@ -7,8 +7,10 @@ is public and stable, and the names with an underscore are here because programs
 import os as _os
 
 from ._addresses import AF_UNIX as _AF_UNIX
-from ._base import BaseServer, _ServerSelector, serve_together
+from ._base import BaseServer
 from ._install import install
+from ._loop import _ServerSelector
+from ._serving import serve_together
 from ._sockets import Credentials
 from .errors import AddressError, Overloaded, PorticoError, SettingError, UnavailableError, UnknownSettingError
 from .forks import ForkingMixIn
@@ -17,6 +19,13 @@ from .presets import *
 from .presets import __all__ as _presets
 from .servers import TCPServer, UDPServer
 from .threads import ThreadingMixIn, _NoThreads, _Threads
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any as _Any
+
+    from .green import GreenMixIn
+    from .loop_presets import *
 
 __version__ = "0.4"  # what socketserver says; Portico's own version is in its package metadata
 
@@ -47,3 +56,18 @@ if _AF_UNIX is not None:
     from .servers import UnixDatagramServer, UnixStreamServer
 
     __all__ += ["UnixDatagramServer", "UnixStreamServer"]
+
+
+def __getattr__(name: str) -> "_Any":
+    """The classes that need an event loop, loaded when one is wanted: asyncio takes longer than all else together.
+
+    They are not in `__all__`, so that `from portico import *` stays what it is for a program written for socketserver.
+    """
+    if not name.startswith("Green"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from . import green, loop_presets
+
+    for module in (green, loop_presets):
+        if name in module.__all__:
+            return getattr(module, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from ._loop import Loop
 
-__all__ = ["Acceptor", "serve"]
+__all__ = ["Acceptor", "serve", "turn"]
 
 # So many refusals in a row with no request between them are no accident: then the loop takes a breath.
 _PATIENCE: Final = 16
@@ -29,18 +29,27 @@ def serve(loop: Loop, acceptors: list[Acceptor]) -> None:
     """Run until every server has stopped. Exceptions that are no `Exception` (Ctrl-C, SystemExit) leave it."""
     idle = False
     while acceptors:
-        timeout: float | None = None
-        for acceptor in tuple(acceptors):
-            patience = acceptor.turn(idle)
-            if acceptor.over:
-                acceptors.remove(acceptor)
-            elif patience is not None and (timeout is None or patience < timeout):
-                timeout = patience
+        timeout = turn(acceptors, idle)
         if acceptors:
             ready = loop.wait(timeout)
             idle = not ready
             for key, _ in ready:
                 key.data()
+
+
+def turn(acceptors: list[Acceptor], idle: bool) -> float | None:
+    """Have every acceptor do what is to be done between two waits, and drop those whose server has stopped.
+
+    Returns the seconds that the next wait may last, None for ever.
+    """
+    timeout: float | None = None
+    for acceptor in tuple(acceptors):
+        patience = acceptor.turn(idle)
+        if acceptor.over:
+            acceptors.remove(acceptor)
+        elif patience is not None and (timeout is None or patience < timeout):
+            timeout = patience
+    return timeout
 
 
 class Acceptor:
@@ -50,7 +59,7 @@ class Acceptor:
     server's socket is closed.
     """
 
-    def __init__(self, server: Any, loop: Loop, poll_interval: float | None) -> None:
+    def __init__(self, server: Any, loop: Any, poll_interval: float | None) -> None:
         self._server = server
         self._loop = loop
         self._poll_interval = poll_interval
@@ -131,11 +140,11 @@ class Acceptor:
             answer = None  # its traceback holds this frame: together they would wait for the garbage collector
 
     def end(self) -> None:
-        """Leave the listener as it was found and let `shutdown` return. Safe to call again."""
+        """Leave the listener alone and have the loop let the server go. Safe to call again."""
         self.over = True
         if self._watched is not None:
             self._watch(False)
-        self._server._serving_ended(self._loop)
+        self._loop.release(self._server)
 
     # -- what happened, and what follows
 

@@ -57,9 +57,9 @@ class Background(Generic[ServedT]):
     def __exit__(self, kind: object, error: object, trace: object) -> None:
         try:
             self._server.shutdown()
-            self._thread.join()
         finally:
             self._server.server_close()
+            self._thread.join()  # last: a loop that has requests of its own may end only now
         if self._error is not None and error is None:
             raise self._error
         if self._error is not None and isinstance(error, BaseException):

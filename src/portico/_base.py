@@ -3,7 +3,8 @@
     get_request → verify_request → process_request → finish_request → RequestHandlerClass(...) → shutdown_request
 
 Here is the order of the hooks and what they do by default, as in `socketserver`. Streams and datagrams are `servers`',
-how a request runs the mix-ins' (`threads`, `forks`), when one is taken `_acceptor`'s, what an address means `_sockets`'.
+how a request runs the mix-ins' (`threads`, `forks` ...), the loop and its end `_serving`'s, what an address means
+`_sockets`'.
 """
 
 from __future__ import annotations
@@ -15,33 +16,24 @@ import socket as _socket
 import sys
 
 from . import _sockets, logs, settings
-from ._acceptor import Acceptor, serve
 from ._addresses import infer
 from ._generics import Generic, RequestT
-from ._loop import Loop
-from ._system import System
-from .errors import AddressError, Overloaded, is_disconnect
-from .lifecycle import Event, HookFailed, Lifecycle, PeerLeft, RequestFailed, State, StopFlag
+from ._loop import selector_class
+from ._serving import Serving
+from .errors import AddressError, is_disconnect
+from .lifecycle import Event, Lifecycle, PeerLeft, RequestFailed
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
     from typing import Any, Self
 
-    from ._background import Background
     from ._unix_files import SocketFile
 
-__all__ = ["BaseServer", "end_request", "serve_together"]
-
-_ServerSelector: Any = getattr(selectors, "PollSelector", selectors.SelectSelector)
+__all__ = ["BaseServer"]
 
 
-def _selector_class() -> Any:
-    """`_ServerSelector` as the package shows it: programs patch that name on the module they imported."""
-    return getattr(sys.modules.get(__package__ or ""), "_ServerSelector", _ServerSelector)
-
-
-class BaseServer(Generic[RequestT]):
+class BaseServer(Serving, Generic[RequestT]):
     """What all servers have in common: the attributes, the hooks in their order, the loop and its end.
 
     For the caller: `serve_forever`, `shutdown`, `background`, `handle_request`, `server_close`, `fileno`, and the
@@ -54,7 +46,6 @@ class BaseServer(Generic[RequestT]):
 
     address_family: int = _socket.AF_INET
     socket_type: int = _socket.SOCK_STREAM
-    stdlib_compat: bool = settings.STDLIB_COMPAT.default
     timeout: float | None = settings.TIMEOUT.default
     allow_reuse_address: bool = settings.ALLOW_REUSE_ADDRESS.default
     allow_reuse_port: bool = settings.ALLOW_REUSE_PORT.default
@@ -63,23 +54,13 @@ class BaseServer(Generic[RequestT]):
     unmap_ipv4: bool = settings.UNMAP_IPV4.default
     unix_mode: int | None = settings.UNIX_MODE.default
     unix_group: int | str | None = settings.UNIX_GROUP.default
-    accept_batch: int = settings.ACCEPT_BATCH.default
-    accept_pause: float = settings.ACCEPT_PAUSE.default
-    accept_pause_max: float = settings.ACCEPT_PAUSE_MAX.default
 
     server_address: Any
     socket: _socket.socket
     RequestHandlerClass: Callable[[Any, Any, Any], Any]
 
-    _system = System()
-    _loop: Loop | None = None
     _adopted = False
     _socket_file: SocketFile | None = None
-    _ticks = False
-    """Whether the loop has to call `service_actions`, after every turn and every `poll_interval` seconds."""
-    _may_sleep = True
-    """Whether the loop may wait for long; if not, it calls `_prepare_to_sleep` before it does."""
-    __shutdown_request = StopFlag()
 
     def __init__(
         self, server_address: Any, RequestHandlerClass: Callable[[Any, Any, Self], Any], **values: Any
@@ -90,7 +71,7 @@ class BaseServer(Generic[RequestT]):
         self.server_address = server_address
         self.RequestHandlerClass = RequestHandlerClass
         self._context = contextvars.copy_context()
-        self.__is_shut_down = Lifecycle()
+        self.__is_shut_down = Lifecycle()  # these two under socketserver's own private names, for `_serving` and others
         self.__shutdown_request = False
 
     # -- the socket
@@ -170,41 +151,6 @@ class BaseServer(Generic[RequestT]):
         """The socket's descriptor; -1 when it is closed."""
         return self.socket.fileno()
 
-    # -- the loop and its end
-
-    def serve_forever(self, poll_interval: float | None = 0.5) -> None:
-        """Serve until `shutdown` or `server_close`. Blocks; may be called again afterwards.
-
-        An idle server sleeps. Only where `service_actions` is overridden it is called every `poll_interval` seconds,
-        and after every request. Of a hook's or handler's exceptions only those that are no `Exception` (Ctrl-C,
-        SystemExit) end the loop. Raises `RuntimeError` if it runs already, `ValueError` if the socket is closed.
-        """
-        serve_together([self], poll_interval)
-
-    def shutdown(self) -> None:
-        """End the loop, and wait until it has ended, unless this is the loop's own thread.
-
-        From any thread, from a handler or a signal handler, and again. Before the first `serve_forever` it makes that
-        one return at once; after a loop has ended it changes nothing. The socket stays open (the stdlib's rule): new
-        clients wait in the backlog until `server_close`.
-        """
-        lifecycle = self.__is_shut_down
-        with lifecycle.lock:
-            if lifecycle.state is State.STOPPED:
-                return
-            self.__shutdown_request = True
-        if lifecycle.runs_in_another_thread:
-            lifecycle.wait()
-
-    def background(self, poll_interval: float | None = 0.5) -> Background[Self]:
-        """A context manager that serves in a thread: `with server.background(): ...`.
-
-        The server is ready on entry and closed on exit; no thread is left (see `Background`).
-        """
-        from ._background import Background  # only now: `import portico` is to stay cheap
-
-        return Background(self, poll_interval)
-
     def handle_request(self) -> None:
         """Wait for one request and handle it, or call `handle_timeout` if none comes in time.
 
@@ -213,7 +159,7 @@ class BaseServer(Generic[RequestT]):
         """
         waits = [wait for wait in (self.socket.gettimeout(), self.timeout) if wait is not None]
         deadline = self._system.monotonic() + min(waits) if waits else None
-        with _selector_class()() as selector:
+        with selector_class()() as selector:
             selector.register(self, selectors.EVENT_READ)
             while not selector.select(None if deadline is None else deadline - self._system.monotonic()):
                 if deadline is not None and self._system.monotonic() >= deadline:
@@ -227,35 +173,7 @@ class BaseServer(Generic[RequestT]):
     def service_actions(self) -> None:
         """Called after every turn of the loop. To override; one that raises is logged."""
 
-    def ready_to_accept(self) -> bool:
-        """Whether a request may be taken now; looked at every turn. While not, clients wait in the backlog."""
-        return True
-
     # -- a request, hook by hook
-
-    def _handle_request_noblock(self) -> bool | Exception | None:
-        """Take one request and run it. True if there was one, else the error that says why not."""
-        try:
-            request, client_address = self.get_request()
-        except OSError as error:
-            return error
-        try:
-            if self.verify_request(request, client_address):
-                self.process_request(request, client_address)
-            else:
-                end_request(self, request)
-        except Overloaded as error:
-            end_request(self, request)
-            return error
-        except Exception:
-            try:
-                self.handle_error(request, client_address)
-            finally:
-                end_request(self, request)
-        except BaseException:
-            end_request(self, request)
-            raise
-        return True
 
     def get_request(self) -> tuple[RequestT, Any]:
         """Take a request from the socket: (request, client_address). An `OSError` means that there is none."""
@@ -310,91 +228,3 @@ class BaseServer(Generic[RequestT]):
 
     def __exit__(self, *args: object) -> None:
         self.server_close()
-
-    # -- what the other rooms ask
-
-    _emit = logs.emit
-
-    def _overridden(self, name: str) -> bool:
-        """Whether a hook is somebody else's and not Portico's own."""
-        module = getattr(getattr(type(self), name), "__module__", "")
-        return name in vars(self) or not module.startswith(f"{__package__}.")
-
-    def _batch_size(self) -> int:
-        """Requests per wake-up. One, as in the stdlib, wherever taking one more might block or skip a hook."""
-        sock = getattr(self, "socket", None)
-        blocks = sock is None or sock.gettimeout() or not _sockets.can_take_without_waiting(self.socket_type)
-        foreign = self._overridden("get_request") or self._overridden("service_actions")
-        return 1 if blocks or foreign else self.accept_batch
-
-    def _wait_to_take(self, wait: bool) -> None:
-        """Whether `get_request` may block. Not once a request was seen: it can vanish before it is taken."""
-        if _sockets.is_listening(self.socket):
-            (_sockets.set_blocking_again if wait else _sockets.make_nonblocking)(self.socket)
-
-    def _has_gate(self) -> bool:
-        """Whether `ready_to_accept` says anything, so that it must be asked before each request."""
-        return "ready_to_accept" in vars(self) or type(self).ready_to_accept is not BaseServer.ready_to_accept
-
-    @property
-    def _lifecycle(self) -> Lifecycle:
-        return self.__is_shut_down
-
-    def _prepare_to_sleep(self) -> None:
-        self._may_sleep = True
-
-    def _stop(self) -> None:
-        self.__shutdown_request = True
-
-    def _serving_begins(self, loop: Loop) -> None:
-        self.__is_shut_down.clear()
-        self._loop = loop
-        self._wait_to_take(False)
-        own = isinstance(getattr(self, "socket", None), _sockets.ServerSocket)
-        # A socket that somebody else made does not tell when it is closed: that has to be looked for.
-        self._ticks = not own or self._overridden("service_actions")
-        if own:
-            self.socket.on_close = self._stop  # type: ignore[attr-defined]
-
-    def _serving_ended(self, loop: Loop) -> None:
-        if self._loop is not loop:
-            return
-        self._loop = None
-        self._wait_to_take(True)
-        if isinstance(getattr(self, "socket", None), _sockets.ServerSocket):
-            del self.socket.on_close  # type: ignore[attr-defined]
-        lifecycle = self.__is_shut_down
-        with lifecycle.lock:
-            lifecycle.end()
-            self.__shutdown_request = False
-            lifecycle.set()
-
-
-def end_request(server: Any, request: Any) -> None:
-    """`server.shutdown_request(request)`, but never raising and always closing, whatever an override does.
-
-    The server may be the standard library's, under one of our mix-ins.
-    """
-    try:
-        server.shutdown_request(request)
-    except Exception as error:
-        logs.emit(server, HookFailed("shutdown_request", error))
-        if isinstance(request, _socket.socket):
-            request.close()
-
-
-def serve_together(servers: Iterable[BaseServer[Any]], poll_interval: float | None = 0.5) -> None:
-    """Serve several servers in this thread until each of them has been shut down or closed.
-
-    `BaseServer.serve_forever` is this with one server. A handler that blocks holds up all of them, unless a mix-in
-    runs it elsewhere. The loop itself starts no thread, so forking servers may share it safely.
-    """
-    with Loop(_selector_class(), BaseServer._system) as loop:
-        try:
-            for server in servers:
-                server._serving_begins(loop)
-                loop.servers.append(server)
-            serve(loop, [Acceptor(server, loop, poll_interval) for server in loop.servers])
-        finally:
-            for server in loop.servers:
-                server._serving_ended(loop)

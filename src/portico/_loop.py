@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import selectors
 import socket
+import sys
 import threading
 
 from ._system import System
@@ -16,7 +17,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any, Self
 
-__all__ = ["Loop", "Waker"]
+__all__ = ["Loop", "Waker", "selector_class"]
+
+_ServerSelector: Any = getattr(selectors, "PollSelector", selectors.SelectSelector)
+
+
+def selector_class() -> Any:
+    """`_ServerSelector` as the package shows it: programs patch that name on the module they imported."""
+    return getattr(sys.modules.get(__package__ or ""), "_ServerSelector", _ServerSelector)
 
 
 class Waker:
@@ -109,6 +117,10 @@ class Loop:
     def wake(self) -> None:
         """Make `wait` return. From any thread and from signal handlers."""
         self._waker.wake()
+
+    def release(self, server: Any) -> None:
+        """A server has stopped: let it end, which lets its `shutdown` return."""
+        server._serving_ended(self)
 
     def close(self) -> None:
         """Free the loop's own descriptors; what was watched stays open."""

@@ -59,10 +59,14 @@ class ServerSocket(socket.socket):
     The kernel would not even wake it: poll() goes on waiting on a descriptor that another thread has closed.
     """
 
-    __slots__ = ("_kind", "on_close")
+    __slots__ = ("_kind", "make_connection", "on_close")
 
     _kind: tuple[int, int, int]
     on_close: Callable[[], object]
+
+    def __init__(self, *arguments: Any, **keywords: Any) -> None:
+        super().__init__(*arguments, **keywords)
+        self.make_connection: Callable[..., socket.socket] = socket.socket
 
     def accept(self) -> tuple[socket.socket, Any]:
         """`socket.accept`, but without turning numbers into enums and back for every connection.
@@ -74,7 +78,7 @@ class ServerSocket(socket.socket):
         except AttributeError:
             self._kind = family, kind, proto = int(self.family), int(self.type), self.proto
         descriptor, address = self._accept()  # type: ignore[attr-defined]
-        connection = socket.socket(family, kind, proto, descriptor)
+        connection = self.make_connection(family, kind, proto, descriptor)
         # BSD and macOS let a connection inherit the listener's mode, which its object does not see (Issue 7995).
         if _INHERITS_MODE and socket.getdefaulttimeout() is None:
             connection.setblocking(True)

@@ -17,8 +17,9 @@ from contextlib import ExitStack
 
 from . import _sockets, presets, servers, settings
 from ._addresses import describe, parse
-from ._base import BaseServer, serve_together
+from ._base import BaseServer
 from ._install import install
+from ._serving import serve_together
 from ._system import System
 from .errors import PorticoError
 

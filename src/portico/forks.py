@@ -10,7 +10,8 @@ import select
 import socket
 
 from . import logs, settings
-from ._base import BaseServer, end_request
+from ._base import BaseServer
+from ._serving import end_request
 from ._system import System
 from .errors import Overloaded
 from .lifecycle import STOP_FLAG, ForkedWithThreads

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from typing import Any, Final
 
 __all__ = [
+    "LOOP_ENDED",
     "STOP_FLAG",
     "AcceptPaused",
     "AcceptResumed",
@@ -27,8 +28,10 @@ __all__ = [
     "HookFailed",
     "Lifecycle",
     "ListenerDied",
+    "LoopHeld",
     "PeerLeft",
     "RequestFailed",
+    "RequestsAbandoned",
     "State",
     "StopFlag",
     "Verb",
@@ -38,6 +41,10 @@ __all__ = [
 
 STOP_FLAG: Final = "_BaseServer__shutdown_request"
 """Where a server's wish to stop is kept: under `socketserver`'s private name, in the instance's `__dict__`."""
+
+
+LOOP_ENDED: Final = "_BaseServer__is_shut_down"
+"""Where the event is kept that says that no loop runs; the same."""
 
 
 class State(Enum):
@@ -201,3 +208,23 @@ class ForkedWithThreads(Event):
 
     def __init__(self, threads: int) -> None:
         self.threads = threads
+
+
+class LoopHeld(Event):
+    """A handler has been holding the event loop for `seconds`, and still does; `stack` is where it is now."""
+
+    __slots__ = ("client_address", "seconds", "stack")
+
+    def __init__(self, client_address: Any, seconds: float, stack: str) -> None:
+        self.client_address = client_address
+        self.seconds = seconds
+        self.stack = stack
+
+
+class RequestsAbandoned(Event):
+    """So many requests of a closing server went on waiting however often they were told to end."""
+
+    __slots__ = ("number",)
+
+    def __init__(self, number: int) -> None:
+        self.number = number

@@ -21,8 +21,10 @@ from .lifecycle import (
     ForkedWithThreads,
     HookFailed,
     ListenerDied,
+    LoopHeld,
     PeerLeft,
     RequestFailed,
+    RequestsAbandoned,
 )
 
 TYPE_CHECKING = False
@@ -80,6 +82,13 @@ def _rendered(event: Event) -> tuple[int, str, BaseException | None]:
                 f"a request is forked while {event.threads} other threads run: a lock that one of them holds stays "
                 "locked in the child; serve from the only thread of a process, or use ThreadingMixIn"
             ), None  # fmt: skip
+        case LoopHeld():
+            return _WARNING, (
+                f"the handler of {event.client_address} has been holding the event loop for {event.seconds:.2g} s, "
+                f"and everybody else with it:\n{event.stack}"
+            ), None  # fmt: skip
+        case RequestsAbandoned():
+            return _ERROR, f"{event.number} requests catch GreenletExit and go on waiting; they are left behind", None
     return _INFO, type(event).__name__, None
 
 

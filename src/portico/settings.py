@@ -113,6 +113,10 @@ GROUP: Final = Kind(
     _maybe(_group),
 )
 
+EVENT_LOOP_KIND: Final = Kind(
+    '"auto", "asyncio" or "uvloop"', lambda value: value in ("auto", "asyncio", "uvloop"), str
+)
+
 # What every server has.
 
 STDLIB_COMPAT: Final = Setting(
@@ -232,6 +236,21 @@ MAX_CHILDREN: Final = Setting(
     COUNT,
     unit="processes",
     reason="when so many requests run, further clients wait in the backlog",
+)
+
+EVENT_LOOP: Final = Setting(
+    "event_loop",
+    "auto",
+    EVENT_LOOP_KIND,
+    unit="name",
+    reason="whose event loop serve_forever() makes for green and async servers; auto: uvloop's if it is installed",
+)
+BLOCKING_WARNING: Final = Setting[float | None](
+    "blocking_warning",
+    0.1,
+    WAIT,
+    unit="seconds",
+    reason="a green or async handler that holds the event loop longer is reported with its stack; none: no watch",
 )
 
 ALL: Final[dict[str, Setting[Any]]] = {

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextvars
 import threading
 from collections import deque
 
 from . import logs, settings
-from ._base import end_request
+from ._serving import end_request, request_context
 from .errors import Overloaded
 from .lifecycle import HookFailed
 
@@ -90,7 +89,7 @@ class _RequestThread(threading.Thread):
         super().__init__(target=server.process_request_thread, args=(request, address), daemon=server.daemon_threads)
         self._server = server
         self._threads = threads
-        self._run_in = _context_of(server).run
+        self._run_in = request_context(server).run
 
     def run(self) -> None:
         try:
@@ -101,16 +100,6 @@ class _RequestThread(threading.Thread):
             except Exception as error:
                 logs.emit(self._server, HookFailed("thread_finished", error))
             self._threads.ended(self)
-
-
-def _context_of(server: ThreadingMixIn) -> contextvars.Context:
-    """The context variables a request starts with: a copy of the loop's own.
-
-    A loop in a bare `threading.Thread` has none before Python 3.14; then those count with which the server was made.
-    """
-    context = contextvars.copy_context()
-    made_with: contextvars.Context | None = getattr(server, "_context", None)
-    return context if len(context) or made_with is None else made_with.copy()
 
 
 class ThreadingMixIn(_Base):

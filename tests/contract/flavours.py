@@ -25,6 +25,8 @@ class Way:
     """Requests run in a process of their own: what they do to objects is not seen in the test's."""
     own_thread: bool = False
     """Requests pass through `process_request_thread`."""
+    settings: tuple[tuple[str, Any], ...] = ()
+    """Class variables that its servers have."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,8 @@ WAYS = (
     Way("plain", ""),
     Way("thread", "Threading", own_thread=True),
     Way("fork", "Forking", own_process=True),
+    Way("green", "Green", own_thread=True, settings=(("event_loop", "asyncio"),)),
+    Way("green-uvloop", "Green", own_thread=True, settings=(("event_loop", "uvloop"),)),
 )
 KINDS = (
     Kind("tcp4", "TCPServer", socket.AF_INET),
@@ -69,7 +73,8 @@ class Flavour:
 
     @property
     def server_class(self) -> Any:
-        return getattr(portico, self.way.prefix + self.kind.suffix)
+        made = getattr(portico, self.way.prefix + self.kind.suffix)
+        return type(made.__name__, (made,), dict(self.way.settings)) if self.way.settings else made
 
     def extended(self, **members: Any) -> Any:
         """A subclass, as a user would write one: `class Mine(ThreadingTCPServer): ...`."""

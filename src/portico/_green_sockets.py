@@ -1,0 +1,346 @@
+"""`GreenSocket`: a socket whose calls park the green thread where a blocking socket's would block the thread.
+
+Everything else about it is a blocking socket's: timeouts, errors, files, half-close. Outside a green thread of its own
+loop (in another thread, in a hook that the loop itself calls) its calls really block. What waits and how it is woken is
+`_readiness`'s and `_hub`'s.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import socket
+import time
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Final
+
+from greenlet import getcurrent
+
+from ._addresses import AF_UNIX
+from ._hub import BUDGET, GreenThread, Hub
+from ._readiness import Watched
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["GreenSocket"]
+
+_Socket: Any = socket.SocketType
+_recv: Final = _Socket.recv
+_recv_into: Final = _Socket.recv_into
+_send: Final = _Socket.send
+_READ, _WRITE = True, False
+_DONT_WAIT: Final = getattr(socket, "MSG_DONTWAIT", 0)
+_WAIT_ALL: Final = getattr(socket, "MSG_WAITALL", 0)
+_AGAIN: Final = (BlockingIOError, InterruptedError)
+_PROGRESS: Final = {errno.EINPROGRESS, errno.EWOULDBLOCK, errno.EAGAIN, errno.EALREADY}
+_PIECE: Final = 1 << 20
+
+
+class GreenSocket(Watched):
+    """A `socket.socket` for green threads. Closed by whoever made it; a request's by the server."""
+
+    __slots__ = ("_home", "_hub", "_timeout")
+
+    def __init__(
+        self, family: int = -1, type: int = -1, proto: int = -1, fileno: int | None = None,  # noqa: A002
+        *, hub: Hub | None = None,
+    ) -> None:  # fmt: skip
+        thread = getcurrent()
+        if hub is None and isinstance(thread, GreenThread):
+            hub = thread.hub
+        super().__init__(family, type, proto, fileno, readiness=None if hub is None else hub.readiness)
+        self._hub = hub
+        self._home = hub
+        """The hub whose green threads may park here; None while the socket is non-blocking for its user, too."""
+        self._timeout: float | None = socket.getdefaulttimeout()
+
+    # -- the hot calls: measured with 64-byte echoes, each check more than these costs about 1 %
+
+    def recv(self, bufsize: int, flags: int = 0, /) -> bytes:
+        thread = getcurrent()
+        if flags or type(thread) is not GreenThread or thread.hub is not self._home:
+            return self._receive_flagged(bufsize, flags)
+        deadline: float | None = None
+        while True:
+            if self._readable:
+                try:
+                    data: bytes = _recv(self, bufsize)
+                except _AGAIN:
+                    self._readable = self._ended
+                else:
+                    if len(data) < bufsize:
+                        self._readable = self._ended
+                    elif thread.calls < BUDGET:
+                        thread.calls += 1
+                    else:
+                        thread.give_way()
+                    return data
+            deadline = self._park(thread, _READ, deadline)
+
+    def recv_into(self, buffer: Any, nbytes: int = 0, flags: int = 0, /) -> int:
+        thread = getcurrent()
+        if flags or type(thread) is not GreenThread or thread.hub is not self._home:
+            return int(self._call(_READ, _recv_into, buffer, nbytes, flags, flags=flags))
+        wanted = nbytes or len(buffer)
+        deadline: float | None = None
+        while True:
+            if self._readable:
+                try:
+                    count: int = _recv_into(self, buffer, nbytes)
+                except _AGAIN:
+                    self._readable = self._ended
+                else:
+                    if count < wanted:
+                        self._readable = self._ended
+                    elif thread.calls < BUDGET:
+                        thread.calls += 1
+                    else:
+                        thread.give_way()
+                    return count
+            deadline = self._park(thread, _READ, deadline)
+
+    def sendall(self, data: Any, flags: int = 0, /) -> None:
+        if type(data) is bytes and self._writable and self._home is not None:
+            try:
+                sent = _send(self, data, flags)
+            except _AGAIN:
+                sent = 0
+            if sent == len(data):
+                thread = getcurrent()
+                if type(thread) is GreenThread:
+                    if thread.calls < BUDGET:
+                        thread.calls += 1
+                    elif thread.hub is self._home:
+                        thread.give_way()
+                return
+            data = memoryview(data)[sent:]
+        self._send_rest(data, flags)
+
+    # -- the other calls that a blocking socket would block in
+
+    def send(self, data: Any, flags: int = 0, /) -> int:
+        """Without a timeout a blocking socket sends everything, whatever send(2) promises; so does this one."""
+        if self._timeout is None and self.type == socket.SOCK_STREAM and not flags & _DONT_WAIT:
+            self._send_rest(data, flags)
+            with memoryview(data) as view:
+                return view.nbytes
+        return int(self._call(_WRITE, _send, data, flags, flags=flags))
+
+    def recvfrom(self, bufsize: int, flags: int = 0, /) -> tuple[bytes, Any]:
+        return self._call(_READ, _Socket.recvfrom, bufsize, flags, flags=flags)  # type: ignore[no-any-return]
+
+    def recvfrom_into(self, buffer: Any, nbytes: int = 0, flags: int = 0, /) -> tuple[int, Any]:
+        return self._call(_READ, _Socket.recvfrom_into, buffer, nbytes, flags, flags=flags)  # type: ignore[no-any-return]
+
+    def recvmsg(self, bufsize: int, ancbufsize: int = 0, flags: int = 0, /) -> Any:
+        return self._call(_READ, _Socket.recvmsg, bufsize, ancbufsize, flags, flags=flags)
+
+    def recvmsg_into(self, buffers: Any, ancbufsize: int = 0, flags: int = 0, /) -> Any:
+        return self._call(_READ, _Socket.recvmsg_into, buffers, ancbufsize, flags, flags=flags)
+
+    def sendto(self, data: Any, *flags_and_address: Any) -> int:
+        flags = flags_and_address[0] if len(flags_and_address) > 1 else 0
+        return int(self._call(_WRITE, _Socket.sendto, data, *flags_and_address, flags=flags))
+
+    def sendmsg(self, buffers: Any, ancdata: Any = (), flags: int = 0, address: Any = None, /) -> int:
+        return int(self._call(_WRITE, _Socket.sendmsg, buffers, ancdata, flags, address, flags=flags))
+
+    def sendfile(self, file: Any, offset: int = 0, count: int | None = None) -> int:
+        """Send a file to its end, or `count` bytes of it; returns how many. Stream sockets only."""
+        self._check_sendfile_params(file, offset, count)  # type: ignore[attr-defined]
+        if self._timeout == 0:
+            raise ValueError("non-blocking sockets are not supported")
+        try:
+            source = file.fileno()
+            size = os.fstat(source).st_size
+        except (AttributeError, OSError):  # no regular file
+            return int(self._sendfile_use_send(file, offset, count))  # type: ignore[attr-defined]
+        if not size or not hasattr(os, "sendfile"):
+            return int(self._sendfile_use_send(file, offset, count))  # type: ignore[attr-defined]
+        sent = 0
+        try:
+            while count is None or sent < count:
+                piece = _PIECE if count is None else min(_PIECE, count - sent)
+                now = self._call(_WRITE, _sendfile, source, offset + sent, piece)
+                if not now:
+                    break
+                sent += now
+        finally:
+            if sent and hasattr(file, "seek"):
+                file.seek(offset + sent)
+        return sent
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        descriptor, address = self._call(_READ, _Socket._accept)
+        connection = GreenSocket(self.family, self.type, self.proto, descriptor, hub=self._hub)
+        return connection, address
+
+    def connect(self, address: Any, /) -> None:
+        error = self.connect_ex(address)
+        if error:
+            raise OSError(error, os.strerror(error))
+
+    def connect_ex(self, address: Any, /) -> int:
+        error: int = _Socket.connect_ex(self, self._resolved(address))
+        if error not in _PROGRESS or self._timeout == 0:
+            return error
+        if self.family == AF_UNIX:  # the peer's backlog is full, and no event tells when it is not any more
+            deadline = None if self._timeout is None else monotonic() + self._timeout
+            _retried(lambda: _Socket.connect(self, address), deadline)
+            return 0
+        self._writable = False
+        self._call(_WRITE, _connected)
+        return self.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+
+    # -- timeouts and modes, as the user sees them
+
+    def settimeout(self, value: float | None, /) -> None:
+        if value is not None:
+            value = float(value)
+            if value < 0:
+                raise ValueError("Timeout value out of range")
+        self._timeout = value
+        self._home = None if value == 0 else self._hub
+
+    def gettimeout(self) -> float | None:
+        return self._timeout
+
+    @property
+    def timeout(self) -> float | None:
+        return self._timeout
+
+    def setblocking(self, flag: bool, /) -> None:
+        self.settimeout(None if flag else 0.0)
+
+    def getblocking(self) -> bool:
+        return self._timeout != 0
+
+    def detach(self) -> int:
+        """Whoever gets the descriptor gets it in the mode that this socket showed."""
+        blocking = self._timeout is None
+        descriptor = super().detach()
+        if descriptor >= 0:
+            os.set_blocking(descriptor, blocking)
+        return descriptor
+
+    # -- waiting
+
+    def _park(self, thread: GreenThread, read: bool, deadline: float | None) -> float | None:
+        """Wait for a try to be worth while; returns the deadline, to be handed in again. `TimeoutError` past it."""
+        if deadline is None and self._timeout is not None:
+            deadline = monotonic() + self._timeout
+        (self._await_read if read else self._await_write)(thread)
+        try:
+            if deadline is None:
+                thread.park()
+            elif monotonic() < deadline:
+                thread.park_until(deadline)
+            else:
+                raise TimeoutError("timed out")
+        except BaseException:
+            self._leave(thread)
+            raise
+        return deadline
+
+    def _call(
+        self, read: bool, call: Callable[..., Any], *arguments: Any, flags: int = 0, deadline: float | None = None
+    ) -> Any:
+        """Make a call that a blocking socket would block in. `deadline` is for several calls with one timeout."""
+        thread = getcurrent()
+        if self._timeout == 0 or flags & _DONT_WAIT:
+            return call(self, *arguments)
+        if deadline is None and self._timeout is not None:
+            deadline = monotonic() + self._timeout
+        if type(thread) is not GreenThread or thread.hub is not self._home:
+            return self._call_blocking(read, call, arguments, deadline)
+        while True:
+            if self._readable if read else self._writable:
+                try:
+                    return call(self, *arguments)
+                except _AGAIN:
+                    if not read and self.family == AF_UNIX and self.type == socket.SOCK_DGRAM:
+                        return _retried(lambda: call(self, *arguments), deadline)
+                    if read:
+                        self._readable = self._ended
+                    else:
+                        self._writable = False
+            deadline = self._park(thread, read, deadline)
+
+    def _call_blocking(
+        self, read: bool, call: Callable[..., Any], arguments: tuple[Any, ...], deadline: float | None
+    ) -> Any:
+        """The same outside a green thread: block this thread, and leave what is believed to the loop's own."""
+        event = select.POLLIN if read else select.POLLOUT
+        while True:
+            try:
+                return call(self, *arguments)
+            except _AGAIN:
+                left = None if deadline is None else deadline - monotonic()
+                if left is not None and left <= 0:
+                    raise TimeoutError("timed out") from None
+            waiting = select.poll()
+            waiting.register(self.fileno(), event)
+            waiting.poll(None if left is None else left * 1000)
+
+    def _receive_flagged(self, bufsize: int, flags: int) -> bytes:
+        if flags != _WAIT_ALL:
+            return self._call(_READ, _recv, bufsize, flags, flags=flags)  # type: ignore[no-any-return]
+        pieces = []
+        while bufsize:
+            piece = self.recv(bufsize)
+            pieces.append(piece)
+            bufsize = bufsize - len(piece) if piece else 0
+        return b"".join(pieces)
+
+    def _send_rest(self, data: Any, flags: int) -> None:
+        """All of it, by one deadline for the whole (Python's rule for sendall)."""
+        deadline = monotonic() + self._timeout if self._timeout else None
+        with memoryview(data) as view, view.cast("B") as rest:
+            sent = 0
+            while sent < len(rest):
+                sent += self._call(_WRITE, _send, rest[sent:], flags, flags=flags, deadline=deadline)
+
+    def _resolved(self, address: Any) -> Any:
+        """An address whose host is no name: looking one up would hold the loop."""
+        thread = getcurrent()
+        if self.family == AF_UNIX or type(thread) is not GreenThread or not isinstance(address, tuple):
+            return address
+        try:
+            socket.inet_pton(self.family, address[0])
+        except (OSError, TypeError, ValueError):
+            found = thread.call_in_thread(
+                socket.getaddrinfo, address[0], address[1], self.family, self.type, self.proto
+            )
+            return found[0][4]
+        return address
+
+
+def _sendfile(sock: GreenSocket, source: int, offset: int, count: int) -> int:
+    return os.sendfile(sock.fileno(), source, offset, count)
+
+
+def _connected(sock: GreenSocket) -> None:
+    """Whether a connection under way has come to something; BlockingIOError while it has not."""
+    poll = select.poll()
+    poll.register(sock.fileno(), select.POLLOUT)
+    if not poll.poll(0):
+        raise BlockingIOError
+
+
+def _retried(attempt: Callable[[], Any], deadline: float | None) -> Any:
+    """Try again and again, where no event tells when it is worth while: a full queue of a Unix peer (unix(7))."""
+    pause = 0.001
+    while True:
+        try:
+            return attempt()
+        except _AGAIN:
+            if deadline is not None and monotonic() >= deadline:
+                raise TimeoutError("timed out") from None
+        thread = getcurrent()
+        if type(thread) is GreenThread:
+            thread.sleep_until(monotonic() + pause)
+        else:
+            time.sleep(pause)
+        pause = min(pause * 2, 0.05)

@@ -1,0 +1,204 @@
+"""Green threads on an asyncio loop: how one starts, parks, is woken, interrupted and ended. No sockets, no servers.
+
+A green thread (a greenlet) runs until it parks, which switches to the greenlet that runs the loop; the loop's callbacks
+switch back. One `Hub` is one loop's green threads. A wake-up is a hint: every `park` stands in a loop that looks at
+what it waits for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import threading
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Final
+
+from greenlet import GreenletExit, getcurrent, greenlet
+
+from ._readiness import FutureWaiter
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from ._readiness import Readiness, Waiter
+
+__all__ = ["BUDGET", "GreenThread", "Hub", "current"]
+
+BUDGET: Final = 64
+"""Calls that a green thread may make without waiting before others have their turn: 64 reads of 64 KiB take 1 ms."""
+
+
+class Hub:
+    """The green threads of one asyncio loop. Made inside that loop, by whoever serves on it."""
+
+    __slots__ = ("loop", "readiness", "resumes", "root", "stir", "thread", "to_loop", "unwatched")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, readiness: Readiness) -> None:
+        self.loop = loop
+        self.readiness = readiness
+        self.root = getcurrent()
+        self.to_loop = self.root.switch
+        self.thread = threading.get_ident()
+        self.resumes = 0
+        """Goes up whenever a green thread starts or gives way: what tells a busy loop from a held one."""
+        self.unwatched = False
+        """The watchdog sleeps, and wants to be stirred by the next green thread that runs."""
+        self.stir: Callable[[], object] = int
+
+
+class GreenThread(greenlet):
+    """One green thread. `join` waits for its end, in another one."""
+
+    __slots__ = ("_alarm", "_alarm_at", "_deadline", "_interruption", "_joiners", "arguments", "calls", "failure",
+                 "function", "group", "hub", "result")  # fmt: skip
+
+    def __init__(self, hub: Hub, group: Any, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+        super().__init__(None, hub.root)
+        self.hub = hub
+        self.calls = 0
+        self.result: Any = None
+        self.failure: BaseException | None = None
+        self.function = function
+        self.arguments = arguments
+        self.group = group
+        """Those that are ended together (`_engine.Requests`); a thread is in it from here to its end."""
+        self._interruption: BaseException | None = None
+        self._alarm: asyncio.TimerHandle | None = None
+        self._alarm_at = 0.0
+        self._deadline: float | None = None
+        self._joiners: tuple[Waiter, ...] = ()
+        self.gr_context = contextvars.copy_context()  # greenlet would start with none at all
+        group.add(self)
+
+    def start(self, *, soon: bool = False) -> None:
+        """Run up to where it first parks: at once, if this is the loop's own greenlet and not `soon`."""
+        if soon or getcurrent() is not self.hub.root:
+            self.hub.loop.call_soon(self.switch)
+        else:
+            self.switch()
+
+    def run(self, *_: object) -> None:
+        """What the greenlet runs. Only what is no `Exception` leaves it, and that ends the loop."""
+        self.hub.resumes += 1
+        if self.hub.unwatched:
+            self.hub.stir()
+        try:
+            self.result = self.function(*self.arguments)
+        except (Exception, GreenletExit, SystemExit) as error:  # SystemExit ends its own thread, as in `threading`
+            self.failure = error
+        finally:
+            self.group.discard(self)
+            if self._alarm is not None:
+                self._alarm.cancel()
+            for joiner in self._joiners:
+                self.hub.loop.call_soon(joiner.switch)
+
+    def park(self) -> None:
+        """Give way until somebody switches back here, for whatever reason. Raises what the thread is interrupted with.
+
+        Only from inside this green thread.
+        """
+        hub = self.hub
+        self.calls = 0
+        hub.to_loop()
+        hub.resumes += 1
+        if hub.unwatched:
+            hub.stir()
+        if self._interruption is not None:
+            error, self._interruption = self._interruption, None
+            raise error
+
+    def park_until(self, deadline: float) -> None:
+        """The same, but not for long beyond a time of `time.monotonic`.
+
+        The alarm is set anew only if it would ring too late, so that a timeout on every read costs one now and then.
+        """
+        if self._alarm is None or self._alarm_at > deadline:
+            self._set_alarm(deadline)
+        self._deadline = deadline
+        try:
+            self.park()
+        finally:
+            self._deadline = None
+
+    def sleep_until(self, deadline: float) -> None:
+        while monotonic() < deadline:
+            self.park_until(deadline)
+
+    def _set_alarm(self, when: float) -> None:
+        if self._alarm is not None:
+            self._alarm.cancel()
+        self._alarm_at = when
+        self._alarm = self.hub.loop.call_later(when - monotonic(), self._ring)
+
+    def _ring(self) -> None:
+        self._alarm = None
+        if self._deadline is None:
+            return
+        if monotonic() >= self._deadline:
+            self.switch()
+        else:
+            self._set_alarm(self._deadline)
+
+    def wait_for(self, awaitable: Awaitable[Any]) -> Any:
+        """Run an awaitable of the asyncio world: its result or exception is ours, an interruption cancels it."""
+        future = asyncio.ensure_future(awaitable, loop=self.hub.loop)
+        future.add_done_callback(self._woken)
+        try:
+            while not future.done():
+                self.park()
+        except BaseException:
+            future.remove_done_callback(self._woken)
+            future.cancel()
+            raise
+        return future.result()
+
+    def call_in_thread(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Run a blocking function in one of the loop's own pool of threads, in this context."""
+        run = contextvars.copy_context().run
+        return self.wait_for(self.hub.loop.run_in_executor(None, run, function, *arguments))
+
+    def _woken(self, _: object) -> None:
+        self.switch()
+
+    def give_way(self) -> None:
+        """Let everybody else who is ready have a turn."""
+        self.hub.loop.call_soon(self.switch)
+        self.park()
+
+    def interrupt(self, error: BaseException) -> None:
+        """Raise `error` in this thread where it is parked, or where it parks next. In the loop's thread only."""
+        if not (self.dead or isinstance(self._interruption, GreenletExit)):
+            self._interruption = error
+            self.hub.loop.call_soon(self.switch)
+
+    def spare(self, error: BaseException) -> None:
+        """Take an interruption back that has not been raised yet."""
+        if self._interruption is error:
+            self._interruption = None
+
+    def join(self) -> Any:
+        """Wait, in another green thread, until this one has ended; returns its result or raises what it ended with."""
+        me = current()
+        while not self.dead:
+            if me not in self._joiners:
+                self._joiners = (*self._joiners, me)
+            me.park()
+        if self.failure is not None:
+            raise self.failure
+        return self.result
+
+    async def ended(self) -> None:
+        """Wait, in a task, until this one has ended."""
+        while not self.dead:
+            waiter = FutureWaiter(self.hub.loop)
+            self._joiners = (*self._joiners, waiter)
+            await waiter.future
+
+
+def current() -> GreenThread:
+    """The green thread that this is called in; `RuntimeError` anywhere else."""
+    thread = getcurrent()
+    if type(thread) is not GreenThread:
+        raise RuntimeError("this is no green thread: call it from a handler of a green server")
+    return thread

@@ -1,0 +1,234 @@
+"""Serving: a server's side of the loop. How it begins, takes requests one by one, and comes to its end.
+
+What `_acceptor` and the loops ask of a server lives here, apart from the server itself, because the ways to run that
+bring a loop of their own (`green`, `aio`) also work over the standard library's servers: they mix this in, and such a
+server then begins, stops and ends as ours do. It leans on nothing but the hooks and the two private names that
+`socketserver` keeps its state in. What the hooks do by default is `_base`'s.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import socket as _socket
+
+from . import _sockets, logs, settings
+from ._acceptor import Acceptor, serve
+from ._loop import Loop, selector_class
+from ._system import System
+from .errors import Overloaded
+from .lifecycle import LOOP_ENDED, HookFailed, Lifecycle, State, StopFlag
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from typing import Any, Self
+
+    from ._background import Background
+
+__all__ = ["Serving", "end_request", "request_context", "serve_together"]
+
+
+class Serving:
+    """The part of a server that a loop sees. Mixed into `BaseServer` and into the ways to run that bring a loop."""
+
+    stdlib_compat: bool = settings.STDLIB_COMPAT.default
+    accept_batch: int = settings.ACCEPT_BATCH.default
+    accept_pause: float = settings.ACCEPT_PAUSE.default
+    accept_pause_max: float = settings.ACCEPT_PAUSE_MAX.default
+
+    _system = System()
+    _loop: Any = None
+    """Whoever waits for this server's requests while it serves; at the least it can `wake`."""
+    _ticks = False
+    """Whether the loop has to call `service_actions`, after every turn and every `poll_interval` seconds."""
+    _may_sleep = True
+    """Whether the loop may wait for long; if not, it calls `_prepare_to_sleep` before it does."""
+    _serve_in: Callable[[list[Any], float | None], None] | None = None
+    """The loop that this way to run needs, as a function that serves; None where a blocking one will do."""
+    _BaseServer__shutdown_request = StopFlag()
+
+    if TYPE_CHECKING:
+        socket: _socket.socket
+        socket_type: int
+        get_request: Callable[[], tuple[Any, Any]]
+        verify_request: Callable[[Any, Any], bool]
+        process_request: Callable[[Any, Any], None]
+        finish_request: Callable[[Any, Any], None]
+        handle_error: Callable[[Any, Any], None]
+        fileno: Callable[[], int]
+        server_close: Callable[[], None]
+
+    # -- for the caller
+
+    def serve_forever(self, poll_interval: float | None = 0.5) -> None:
+        """Serve until `shutdown` or `server_close`. Blocks; may be called again afterwards.
+
+        An idle server sleeps. Only where `service_actions` is overridden it is called every `poll_interval` seconds,
+        and after every request. Of a hook's or handler's exceptions only those that are no `Exception` (Ctrl-C,
+        SystemExit) end the loop. Raises `RuntimeError` if it runs already, `ValueError` if the socket is closed.
+        """
+        serve_together([self], poll_interval)
+
+    def shutdown(self) -> None:
+        """End the loop, and wait until it has ended, unless this is the loop's own thread.
+
+        From any thread, from a handler or a signal handler, and again. Before the first `serve_forever` it makes that
+        one return at once; after a loop has ended it changes nothing. The socket stays open (the stdlib's rule): new
+        clients wait in the backlog until `server_close`.
+        """
+        lifecycle = self._lifecycle
+        with lifecycle.lock:
+            if lifecycle.state is State.STOPPED:
+                return
+            self._stop()
+        if lifecycle.runs_in_another_thread:
+            lifecycle.wait()
+
+    def background(self, poll_interval: float | None = 0.5) -> Background[Self]:
+        """A context manager that serves in a thread: `with server.background(): ...`.
+
+        The server is ready on entry and closed on exit; no thread is left (see `Background`).
+        """
+        from ._background import Background  # only now: `import portico` is to stay cheap
+
+        return Background(self, poll_interval)
+
+    def ready_to_accept(self) -> bool:
+        """Whether a request may be taken now; looked at every turn. While not, clients wait in the backlog."""
+        return True
+
+    # -- what the loop asks and tells
+
+    _emit = logs.emit
+
+    def _handle_request_noblock(self) -> bool | Exception | None:
+        """Take one request and run it. True if there was one, else the error that says why not."""
+        try:
+            request, client_address = self.get_request()
+        except OSError as error:
+            return error
+        try:
+            if self.verify_request(request, client_address):
+                self.process_request(request, client_address)
+            else:
+                end_request(self, request)
+        except Overloaded as error:
+            end_request(self, request)
+            return error
+        except Exception:
+            try:
+                self.handle_error(request, client_address)
+            finally:
+                end_request(self, request)
+        except BaseException:
+            end_request(self, request)
+            raise
+        return True
+
+    def _overridden(self, name: str) -> bool:
+        """Whether a hook is somebody else's: neither Portico's own nor the standard library's."""
+        module = getattr(getattr(type(self), name), "__module__", "")
+        return name in vars(self) or not module.startswith((f"{__package__}.", "socketserver"))
+
+    def _batch_size(self) -> int:
+        """Requests per wake-up. One, as in the stdlib, wherever taking one more might block or skip a hook."""
+        sock = getattr(self, "socket", None)
+        blocks = sock is None or sock.gettimeout() or not _sockets.can_take_without_waiting(self.socket_type)
+        foreign = self._overridden("get_request") or self._overridden("service_actions")
+        # The stdlib's own datagram servers know no way to receive without waiting.
+        blocks = blocks or (self.socket_type == _socket.SOCK_DGRAM and not hasattr(self, "_receive_flags"))
+        return 1 if blocks or foreign else self.accept_batch
+
+    def _wait_to_take(self, wait: bool) -> None:
+        """Whether `get_request` may block. Not once a request was seen: it can vanish before it is taken."""
+        if _sockets.is_listening(self.socket):
+            (_sockets.set_blocking_again if wait else _sockets.make_nonblocking)(self.socket)
+
+    def _has_gate(self) -> bool:
+        """Whether `ready_to_accept` says anything, so that it must be asked before each request."""
+        return "ready_to_accept" in vars(self) or type(self).ready_to_accept is not Serving.ready_to_accept
+
+    def _prepare_to_sleep(self) -> None:
+        self._may_sleep = True
+
+    def _stop(self) -> None:
+        self._BaseServer__shutdown_request = True
+
+    @property
+    def _lifecycle(self) -> Lifecycle:
+        """The state, in place of the plain event that a server of the standard library has made for itself."""
+        state = vars(self).get(LOOP_ENDED)
+        if not isinstance(state, Lifecycle):
+            # By setdefault, so that of two threads that come here at once both get the same.
+            state = vars(self)[LOOP_ENDED] = vars(self).setdefault("_own_lifecycle", Lifecycle())
+        return state
+
+    def _serving_begins(self, loop: Any) -> None:
+        self._lifecycle.clear()
+        self._loop = loop
+        self._wait_to_take(False)
+        own = isinstance(getattr(self, "socket", None), _sockets.ServerSocket)
+        # A socket that somebody else made does not tell when it is closed: that has to be looked for.
+        self._ticks = not own or self._overridden("service_actions")
+        if own:
+            self.socket.on_close = self._stop  # type: ignore[attr-defined]
+
+    def _serving_ended(self, loop: Any) -> None:
+        if self._loop is not loop:
+            return
+        self._loop = None
+        self._wait_to_take(True)
+        if isinstance(getattr(self, "socket", None), _sockets.ServerSocket):
+            del self.socket.on_close  # type: ignore[attr-defined]
+        lifecycle = self._lifecycle
+        with lifecycle.lock:
+            lifecycle.end()
+            self._BaseServer__shutdown_request = False
+            lifecycle.set()
+
+
+def end_request(server: Any, request: Any) -> None:
+    """`server.shutdown_request(request)`, but never raising and always closing, whatever an override does.
+
+    The server may be the standard library's, under one of our mix-ins.
+    """
+    try:
+        server.shutdown_request(request)
+    except Exception as error:
+        logs.emit(server, HookFailed("shutdown_request", error))
+        if isinstance(request, _socket.socket):
+            request.close()
+
+
+def request_context(server: object) -> contextvars.Context:
+    """The context variables a request starts with: a copy of the loop's own.
+
+    A loop in a bare `threading.Thread` has none before Python 3.14; then those count with which the server was made.
+    """
+    context = contextvars.copy_context()
+    made_with: contextvars.Context | None = getattr(server, "_context", None)
+    return context if len(context) or made_with is None else made_with.copy()
+
+
+def serve_together(servers: Iterable[Serving], poll_interval: float | None = 0.5) -> None:
+    """Serve several servers in this thread until each of them has been shut down or closed.
+
+    `serve_forever` is this with one server. Green and async servers share one event loop this way. A handler that
+    blocks holds up all of them, unless a mix-in runs it elsewhere. The loop itself starts no thread, so forking
+    servers may share it safely.
+    """
+    every = list(servers)
+    loops = [server._serve_in for server in every if server._serve_in is not None]
+    (loops or [_serve_blocking])[0](every, poll_interval)
+
+
+def _serve_blocking(servers: list[Any], poll_interval: float | None) -> None:
+    with Loop(selector_class(), Serving._system) as loop:
+        try:
+            for server in servers:
+                server._serving_begins(loop)
+                loop.servers.append(server)
+            serve(loop, [Acceptor(server, loop, poll_interval) for server in loop.servers])
+        finally:
+            for server in loop.servers:
+                server._serving_ended(loop)
