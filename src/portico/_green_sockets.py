@@ -35,6 +35,7 @@ _DONT_WAIT: Final = getattr(socket, "MSG_DONTWAIT", 0)
 _WAIT_ALL: Final = getattr(socket, "MSG_WAITALL", 0)
 _AGAIN: Final = (BlockingIOError, InterruptedError)
 _PROGRESS: Final = {errno.EINPROGRESS, errno.EWOULDBLOCK, errno.EAGAIN, errno.EALREADY}
+EPOLLIN: Final = getattr(select, "EPOLLIN", 1)
 _PIECE: Final = 1 << 20
 
 
@@ -231,6 +232,14 @@ class GreenSocket(Watched):
         """Wait for a try to be worth while; returns the deadline, to be handed in again. `TimeoutError` past it."""
         if deadline is None and self._timeout is not None:
             deadline = monotonic() + self._timeout
+        elif read and self._edges & EPOLLIN and not self._readers:  # the hot path: what follows, without its calls
+            self._readers = (thread,)
+            thread.calls = 0
+            thread.hub.to_loop()
+            if thread.interruption is not None:
+                self._leave(thread)
+                thread.raise_interruption()
+            return None
         (self._await_read if read else self._await_write)(thread)
         try:
             if deadline is None:

@@ -31,7 +31,7 @@ BUDGET: Final = 64
 class Hub:
     """The green threads of one asyncio loop. Made inside that loop, by whoever serves on it."""
 
-    __slots__ = ("loop", "readiness", "resumes", "root", "stir", "thread", "to_loop", "unwatched")
+    __slots__ = ("loop", "readiness", "root", "thread", "to_loop")
 
     def __init__(self, loop: asyncio.AbstractEventLoop, readiness: Readiness) -> None:
         self.loop = loop
@@ -39,17 +39,12 @@ class Hub:
         self.root = getcurrent()
         self.to_loop = self.root.switch
         self.thread = threading.get_ident()
-        self.resumes = 0
-        """Goes up whenever a green thread starts or gives way: what tells a busy loop from a held one."""
-        self.unwatched = False
-        """The watchdog sleeps, and wants to be stirred by the next green thread that runs."""
-        self.stir: Callable[[], object] = int
 
 
 class GreenThread(greenlet):
     """One green thread. `join` waits for its end, in another one."""
 
-    __slots__ = ("_alarm", "_alarm_at", "_deadline", "_interruption", "_joiners", "arguments", "calls", "failure",
+    __slots__ = ("_alarm", "_alarm_at", "_deadline", "interruption", "_joiners", "arguments", "calls", "failure",
                  "function", "group", "hub", "result")  # fmt: skip
 
     def __init__(self, hub: Hub, group: Any, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
@@ -62,7 +57,7 @@ class GreenThread(greenlet):
         self.arguments = arguments
         self.group = group
         """Those that are ended together (`_engine.Requests`); a thread is in it from here to its end."""
-        self._interruption: BaseException | None = None
+        self.interruption: BaseException | None = None
         self._alarm: asyncio.TimerHandle | None = None
         self._alarm_at = 0.0
         self._deadline: float | None = None
@@ -79,9 +74,7 @@ class GreenThread(greenlet):
 
     def run(self, *_: object) -> None:
         """What the greenlet runs. Only what is no `Exception` leaves it, and that ends the loop."""
-        self.hub.resumes += 1
-        if self.hub.unwatched:
-            self.hub.stir()
+        self.hub.readiness.turn()
         try:
             self.result = self.function(*self.arguments)
         except (Exception, GreenletExit, SystemExit) as error:  # SystemExit ends its own thread, as in `threading`
@@ -101,11 +94,13 @@ class GreenThread(greenlet):
         hub = self.hub
         self.calls = 0
         hub.to_loop()
-        hub.resumes += 1
-        if hub.unwatched:
-            hub.stir()
-        if self._interruption is not None:
-            error, self._interruption = self._interruption, None
+        hub.readiness.turn()
+        if self.interruption is not None:
+            self.raise_interruption()
+
+    def raise_interruption(self) -> None:
+        error, self.interruption = self.interruption, None
+        if error is not None:
             raise error
 
     def park_until(self, deadline: float) -> None:
@@ -168,14 +163,14 @@ class GreenThread(greenlet):
 
     def interrupt(self, error: BaseException) -> None:
         """Raise `error` in this thread where it is parked, or where it parks next. In the loop's thread only."""
-        if not (self.dead or isinstance(self._interruption, GreenletExit)):
-            self._interruption = error
+        if not (self.dead or isinstance(self.interruption, GreenletExit)):
+            self.interruption = error
             self.hub.loop.call_soon(self.switch)
 
     def spare(self, error: BaseException) -> None:
         """Take an interruption back that has not been raised yet."""
-        if self._interruption is error:
-            self._interruption = None
+        if self.interruption is error:
+            self.interruption = None
 
     def join(self) -> Any:
         """Wait, in another green thread, until this one has ended; returns its result or raises what it ended with."""

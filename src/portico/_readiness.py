@@ -139,6 +139,18 @@ class Readiness:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._thread = threading.get_ident()
+        self.turns = 0
+        """Goes up with every round of events, and whenever a green thread goes on for another reason: what tells a
+        busy loop from a held one."""
+        self.unwatched = False
+        """The watchdog sleeps, and wants to be stirred by the next turn."""
+        self.stir: Callable[[], object] = int
+
+    def turn(self) -> None:
+        """Something goes on."""
+        self.turns += 1
+        if self.unwatched:
+            self.stir()
 
     def wake(self, waiters: Iterable[Waiter]) -> None:
         """Wake them soon, in the loop's thread; from any thread."""
@@ -212,6 +224,7 @@ class EpollSet(Readiness):
             events = poll(0, _EVENTS)
             if not events:
                 return
+            self.turn()
             self._deliver(events)
             if self._epoll.closed:
                 return
@@ -299,6 +312,7 @@ class LoopSet(Readiness):
         sock = known()
         if sock is None:
             return
+        self.turn()
         sock._readable = True
         readers, sock._readers = sock._readers, ()
         if not readers:
@@ -311,6 +325,7 @@ class LoopSet(Readiness):
         sock = known()
         if sock is None:
             return
+        self.turn()
         sock._writable = True
         writers, sock._writers = sock._writers, ()
         if not writers:

@@ -32,6 +32,7 @@ class Watchdog:
 
     def __init__(self, hub: Hub, seconds: float) -> None:
         self._hub = hub
+        self._activity = hub.readiness
         self._seconds = seconds
         self._stirred = threading.Event()
         self._stopped = False
@@ -39,26 +40,28 @@ class Watchdog:
         self._thread = threading.Thread(target=self._watch, name="portico watchdog", daemon=True)
 
     def start(self) -> None:
-        self._hub.stir = self._stirred.set
+        self._activity.stir = self._stirred.set
         self._thread.start()
 
     def stop(self) -> None:
         """End the thread, and wait for that: at most one look."""
         self._stopped = True
-        self._hub.unwatched = False
+        self._activity.unwatched = False
         self._stirred.set()
         self._thread.join()
 
     def _watch(self) -> None:
-        hub, began, seen = self._hub, 0.0, -1
+        activity, began = self._activity, 0.0
+        seen: tuple[int, GreenThread | None] = (-1, None)
         pause = threading.Event()
         while not self._stopped:
             thread, place = self._running()
-            if thread is None and seen == hub.resumes:
+            now = activity.turns, thread
+            if thread is None and now == seen:
                 self._sleep()
                 continue
-            if thread is None or seen != hub.resumes:
-                began, seen = monotonic(), hub.resumes
+            if thread is None or now != seen:
+                began, seen = monotonic(), now
             elif place is not None and monotonic() - began >= self._seconds:
                 self._tell(thread, place, monotonic() - began)
             pause.wait(self._seconds / _LOOKS)
@@ -66,10 +69,10 @@ class Watchdog:
     def _sleep(self) -> None:
         """Until a green thread runs again. It may begin before `unwatched` says so: then this is told at the next."""
         self._stirred.clear()
-        self._hub.unwatched = not self._stopped
+        self._activity.unwatched = not self._stopped
         while not (self._stopped or self._stirred.wait()):
             pass
-        self._hub.unwatched = False
+        self._activity.unwatched = False
 
     def _running(self) -> tuple[GreenThread | None, FrameType | None]:
         """The green thread that has the loop's OS thread now, and the innermost frame in it."""
