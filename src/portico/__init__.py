@@ -24,7 +24,14 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any as _Any
 
-    from .green import GreenMixIn
+    from .aio import (
+        AsyncBaseRequestHandler,
+        AsyncDatagramRequestHandler,
+        AsyncMixIn,
+        AsyncSocket,
+        AsyncStreamRequestHandler,
+    )
+    from .green import GreenMixIn, GreenSocket
     from .loop_presets import *
 
 __version__ = "0.4"  # what socketserver says; Portico's own version is in its package metadata
@@ -63,11 +70,10 @@ def __getattr__(name: str) -> "_Any":
 
     They are not in `__all__`, so that `from portico import *` stays what it is for a program written for socketserver.
     """
-    if not name.startswith("Green"):
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from . import green, loop_presets
+    if name.startswith(("Async", "Green")):
+        from . import aio, green, loop_presets
 
-    for module in (green, loop_presets):
-        if name in module.__all__:
-            return getattr(module, name)
+        for module in (aio, green, loop_presets):
+            if name in module.__all__:
+                return getattr(module, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

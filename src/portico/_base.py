@@ -66,6 +66,7 @@ class BaseServer(Serving, Generic[RequestT]):
         self, server_address: Any, RequestHandlerClass: Callable[[Any, Any, Self], Any], **values: Any
     ) -> None:
         settings.apply(self, values)
+        self._check_handler(RequestHandlerClass)
         if self.stdlib_compat:
             vars(self).update(settings.compat_values(self))
         self.server_address = server_address

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-import threading
 from contextlib import ExitStack, suppress
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ._acceptor import Acceptor, turn
@@ -22,78 +20,10 @@ from .errors import UnavailableError
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
+    from ._on_loop import Requests
     from ._serving import Serving
 
-__all__ = ["AsyncioLoop", "Requests", "run", "serve"]
-
-# How often a request that is ended may catch that and wait again, before it is left where it is.
-_PATIENCE = 10
-
-
-class Requests:
-    """The requests of one server on one loop, from the first to the end of the last.
-
-    `cancel` raises something in one of them where it waits. A request that goes on waiting is told again, a few times,
-    and then left behind: `abandoned` is called with how many were.
-    """
-
-    def __init__(
-        self, loop: asyncio.AbstractEventLoop, *, cancel: Callable[[Any], object], abandoned: Callable[[int], object]
-    ) -> None:
-        self._loop = loop
-        self._thread = threading.get_ident()
-        self._cancel = cancel
-        self._abandoned = abandoned
-        self._running: set[Any] = set()
-        self._over = asyncio.Event()
-        self._ended = threading.Event()
-        self._last = False
-
-    def add(self, request: Any) -> None:
-        self._running.add(request)
-
-    def discard(self, request: Any) -> None:
-        self._running.discard(request)
-        if self._last and not self._running:
-            self._end()
-
-    def close(self, *, at_once: bool) -> None:
-        """No more will come: wait for those that run, or end them `at_once`. In the loop's thread."""
-        self._last = True
-        if at_once:
-            self._press(_PATIENCE)
-        elif not self._running:
-            self._end()
-
-    @property
-    def over(self) -> bool:
-        """Whether all have ended, and no more will come."""
-        return self._ended.is_set()
-
-    def close_now(self, *, wait: bool) -> None:
-        """End them at once, from any thread; `wait` for that, unless this is the loop's own."""
-        with suppress(RuntimeError):  # the loop is closed, and has ended them
-            self._loop.call_soon_threadsafe(partial(self.close, at_once=True))
-        if wait and threading.get_ident() != self._thread:
-            self._ended.wait()
-
-    async def wait(self) -> None:
-        """Until all have ended."""
-        await self._over.wait()
-
-    def _press(self, times: int) -> None:
-        if self._running and times:
-            for request in tuple(self._running):
-                self._cancel(request)
-            self._loop.call_soon(self._press, times - 1)
-        elif not self._ended.is_set():
-            if self._running:
-                self._abandoned(len(self._running))
-            self._end()
-
-    def _end(self) -> None:
-        self._over.set()
-        self._ended.set()
+__all__ = ["AsyncioLoop", "run", "serve"]
 
 
 class AsyncioLoop:

@@ -18,7 +18,7 @@ from greenlet import GreenletExit, getcurrent, greenlet
 from ._readiness import FutureWaiter
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Generator
 
     from ._readiness import Readiness, Waiter
 
@@ -44,8 +44,20 @@ class Hub:
 class GreenThread(greenlet):
     """One green thread. `join` waits for its end, in another one."""
 
-    __slots__ = ("_alarm", "_alarm_at", "_deadline", "interruption", "_joiners", "arguments", "calls", "failure",
-                 "function", "group", "hub", "result")  # fmt: skip
+    __slots__ = (
+        "_alarm",
+        "_alarm_at",
+        "_deadline",
+        "_joiners",
+        "arguments",
+        "calls",
+        "failure",
+        "function",
+        "group",
+        "hub",
+        "interruption",
+        "result",
+    )  # fmt: skip
 
     def __init__(self, hub: Hub, group: Any, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
         super().__init__(None, hub.root)
@@ -56,7 +68,7 @@ class GreenThread(greenlet):
         self.function = function
         self.arguments = arguments
         self.group = group
-        """Those that are ended together (`_engine.Requests`); a thread is in it from here to its end."""
+        """Those that are ended together (`_on_loop.Requests`); a thread is in it from here to its end."""
         self.interruption: BaseException | None = None
         self._alarm: asyncio.TimerHandle | None = None
         self._alarm_at = 0.0
@@ -183,12 +195,12 @@ class GreenThread(greenlet):
             raise self.failure
         return self.result
 
-    async def ended(self) -> None:
+    def __await__(self) -> Generator[Any, None, None]:
         """Wait, in a task, until this one has ended."""
         while not self.dead:
             waiter = FutureWaiter(self.hub.loop)
             self._joiners = (*self._joiners, waiter)
-            await waiter.future
+            yield from waiter.future
 
 
 def current() -> GreenThread:

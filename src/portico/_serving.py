@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
     from ._background import Background
 
+# inspect.CO_COROUTINE, without the import.
+_CO_COROUTINE = 0x80
+
 __all__ = ["Serving", "end_request", "request_context", "serve_together"]
 
 
@@ -45,9 +48,11 @@ class Serving:
     """Whether the loop may wait for long; if not, it calls `_prepare_to_sleep` before it does."""
     _serve_in: Callable[[list[Any], float | None], None] | None = None
     """The loop that this way to run needs, as a function that serves; None where a blocking one will do."""
+    _handlers_are_async = False
     _BaseServer__shutdown_request = StopFlag()
 
     if TYPE_CHECKING:
+        RequestHandlerClass: Callable[[Any, Any, Any], Any]
         socket: _socket.socket
         socket_type: int
         get_request: Callable[[], tuple[Any, Any]]
@@ -100,6 +105,27 @@ class Serving:
     # -- what the loop asks and tells
 
     _emit = logs.emit
+
+    def _check_handler(self, handler: Any) -> None:
+        """Raise `TypeError` for a handler of the other kind: it would block the loop, or never be awaited."""
+        handler = getattr(handler, "func", handler)  # functools.partial
+        code = getattr(getattr(handler, "handle", handler), "__code__", None)
+        is_async = code is not None and bool(code.co_flags & _CO_COROUTINE)
+        name, server = getattr(handler, "__qualname__", handler), type(self).__name__
+        if is_async and not self._handlers_are_async:
+            raise TypeError(
+                f"{name} is asynchronous, and {server} runs blocking handlers: give it to a server with AsyncMixIn "
+                "(AsyncTCPServer ...), or make it a plain def"
+            )
+        if not self._handlers_are_async or not isinstance(handler, type):
+            return
+        if not is_async:
+            raise TypeError(
+                f"{name}.handle() blocks, and {server} awaits its handlers: make it async def, in a class derived from "
+                "AsyncStreamRequestHandler or another of the Async ones, or give it to a server with GreenMixIn"
+            )
+        if not hasattr(handler, "__await__"):
+            raise TypeError(f"{name} must be derived from AsyncStreamRequestHandler or another of the Async ones")
 
     def _handle_request_noblock(self) -> bool | Exception | None:
         """Take one request and run it. True if there was one, else the error that says why not."""
@@ -164,6 +190,7 @@ class Serving:
         return state
 
     def _serving_begins(self, loop: Any) -> None:
+        self._check_handler(getattr(self, "RequestHandlerClass", None))
         self._lifecycle.clear()
         self._loop = loop
         self._wait_to_take(False)

@@ -7,10 +7,19 @@ from __future__ import annotations
 
 from . import servers
 from ._addresses import AF_UNIX
+from .aio import AsyncMixIn
 from .green import GreenMixIn
 from .servers import TCPServer, UDPServer
 
-__all__ = ["GreenTCPServer", "GreenUDPServer"]
+__all__ = ["AsyncTCPServer", "AsyncUDPServer", "GreenTCPServer", "GreenUDPServer"]
+
+
+class AsyncTCPServer(AsyncMixIn, TCPServer):
+    """TCP, a task per connection."""
+
+
+class AsyncUDPServer(AsyncMixIn, UDPServer):
+    """UDP, a task per datagram."""
 
 
 class GreenTCPServer(GreenMixIn, TCPServer):
@@ -22,7 +31,14 @@ class GreenUDPServer(GreenMixIn, UDPServer):
 
 
 if AF_UNIX is not None:
+    __all__ += ["AsyncUnixDatagramServer", "AsyncUnixStreamServer"]
     __all__ += ["GreenUnixDatagramServer", "GreenUnixStreamServer"]
+
+    class AsyncUnixStreamServer(AsyncMixIn, servers.UnixStreamServer):
+        """Unix streams, a task per connection."""
+
+    class AsyncUnixDatagramServer(AsyncMixIn, servers.UnixDatagramServer):
+        """Unix datagrams, a task per datagram."""
 
     class GreenUnixStreamServer(GreenMixIn, servers.UnixStreamServer):
         """Unix streams, a green thread per connection."""

@@ -25,6 +25,8 @@ class Way:
     """Requests run in a process of their own: what they do to objects is not seen in the test's."""
     own_thread: bool = False
     """Requests pass through `process_request_thread`."""
+    own_tasks: bool = False
+    """Requests are tasks, their handlers asynchronous; they pass through `process_request_task`."""
     settings: tuple[tuple[str, Any], ...] = ()
     """Class variables that its servers have."""
 
@@ -51,6 +53,8 @@ WAYS = (
     Way("fork", "Forking", own_process=True),
     Way("green", "Green", own_thread=True, settings=(("event_loop", "asyncio"),)),
     Way("green-uvloop", "Green", own_thread=True, settings=(("event_loop", "uvloop"),)),
+    Way("async", "Async", own_tasks=True, settings=(("event_loop", "asyncio"),)),
+    Way("async-uvloop", "Async", own_tasks=True, settings=(("event_loop", "uvloop"),)),
 )
 KINDS = (
     Kind("tcp4", "TCPServer", socket.AF_INET),
@@ -128,8 +132,52 @@ class Backwards(portico.BaseRequestHandler):
         self.request[1].sendto(b"<" + self.data[::-1] + b">", self.client_address)
 
 
+class AsyncObedient(portico.AsyncStreamRequestHandler):
+    """The same in async."""
+
+    async def handle(self) -> None:
+        line = await self.rfile.readline()
+        if line.endswith(b"\n"):
+            command, *arguments = line.split()
+            await getattr(self, command.decode())(*arguments)
+
+    async def answer(self, data: bytes) -> None:
+        self.wfile.write(data)
+        await self.wfile.drain()
+
+    async def echo(self) -> None:
+        while data := await self.rfile.read(65536):
+            await self.answer(data)
+
+    async def afterwards(self) -> None:
+        await self.answer((await self.rfile.read())[::-1])
+
+    async def fill(self, size: bytes) -> None:
+        await self.answer(bytes(int(size)))
+
+    async def fail(self) -> None:
+        raise LookupError("a bug in the handler")
+
+    async def hold(self) -> None:
+        await self.answer(b"running\n")
+        await self.answer((await self.rfile.readline()).upper())
+
+
+class AsyncBackwards(portico.AsyncBaseRequestHandler):
+    """The same in async."""
+
+    async def handle(self) -> None:
+        if self.data == b"fail":
+            raise LookupError("a bug in the handler")
+        assert self.data == self.request[0]
+        await self.request[1].sendto(b"<" + self.data[::-1] + b">", self.client_address)
+
+
 def handler_for(flavour: Flavour) -> Any:
-    return Obedient if flavour.kind.type == socket.SOCK_STREAM else Backwards
+    stream = flavour.kind.type == socket.SOCK_STREAM
+    if flavour.way.own_tasks:
+        return AsyncObedient if stream else AsyncBackwards
+    return Obedient if stream else Backwards
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from .flavours import DATAGRAMS, Backwards, Flavour
+from .flavours import DATAGRAMS, Flavour, handler_for
 
 Connect = Callable[..., Any]
 Log = Callable[[], list[str]]
@@ -23,7 +23,7 @@ def test_every_datagram_is_answered_exactly_once(flavour: Flavour, address: Any,
     count = 40 if flavour.way.own_process else 200
     sizes = [0, 1, 8191, 8192, *(chance.randint(0, 8192) for _ in range(count - 4))]
     payloads = [chance.randbytes(size) for size in sizes]
-    with flavour.server_class(address, Backwards).background() as server:
+    with flavour.server_class(address, handler_for(flavour)).background() as server:
         peer = connect(server)
         answers = peer.ask(*payloads)
     assert Counter(answers) == Counter(b"<" + payload[::-1] + b">" for payload in payloads), f"random seed {seed}"
@@ -31,7 +31,7 @@ def test_every_datagram_is_answered_exactly_once(flavour: Flavour, address: Any,
 
 
 def test_clients_get_their_own_answers(flavour: Flavour, address: Any, connect: Connect) -> None:
-    with flavour.server_class(address, Backwards).background() as server:
+    with flavour.server_class(address, handler_for(flavour)).background() as server:
         peers = [connect(server) for _ in range(5)]
         for number, peer in enumerate(peers):
             assert peer.ask(b"%d" % number) == [b"<%d>" % number]
@@ -41,7 +41,7 @@ def test_clients_get_their_own_answers(flavour: Flavour, address: Any, connect: 
 def test_a_handler_that_raises_ends_its_own_request_only(
     flavour: Flavour, address: Any, connect: Connect, log: Log
 ) -> None:
-    with flavour.server_class(address, Backwards).background() as server:
+    with flavour.server_class(address, handler_for(flavour)).background() as server:
         peer = connect(server)
         peer.send(b"fail")
         assert peer.ask(b"abc") == [b"<cba>"]
@@ -49,7 +49,7 @@ def test_a_handler_that_raises_ends_its_own_request_only(
 
 
 def test_a_client_that_is_gone_before_its_answer_harms_nobody(flavour: Flavour, address: Any, connect: Connect) -> None:
-    with flavour.server_class(address, Backwards).background() as server:
+    with flavour.server_class(address, handler_for(flavour)).background() as server:
         for _ in range(5):
             peer = connect(server)
             peer.send(b"never mind")
@@ -61,7 +61,7 @@ def test_a_datagram_that_is_not_verified_is_not_answered(flavour: Flavour, addre
     def verify_request(self: Any, request: Any, client_address: Any) -> bool:
         return bool(request[0] != b"no")
 
-    with flavour.extended(verify_request=verify_request)(address, Backwards).background() as server:
+    with flavour.extended(verify_request=verify_request)(address, handler_for(flavour)).background() as server:
         peer = connect(server)
         peer.send(b"no")
         assert peer.ask(b"yes") == [b"<sey>"]

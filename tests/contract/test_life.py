@@ -18,8 +18,8 @@ Connect = Callable[..., Any]
 pytestmark = pytest.mark.parametrize("flavour", ALL, ids=str)
 
 HOOKS = (
-    "get_request", "verify_request", "process_request", "process_request_thread", "finish_request",
-    "shutdown_request", "close_request",
+    "get_request", "verify_request", "process_request", "process_request_thread", "process_request_task",
+    "finish_request", "shutdown_request", "close_request",
 )  # fmt: skip
 
 
@@ -129,9 +129,18 @@ def test_the_hooks_are_called_in_their_order(flavour: Flavour, address: Any, con
 
         return hook
 
+    def told_async(name: str) -> Callable[..., Any]:
+        async def hook(self: Any) -> Any:
+            called.append(name)
+            return await getattr(super(self.__class__, self), name)()
+
+        return hook
+
     hooks = [name for name in HOOKS if hasattr(flavour.server_class, name)]
     assert ("process_request_thread" in hooks) == flavour.way.own_thread
-    handler = type("Told", (handler_for(flavour),), {name: told(name) for name in ("setup", "handle", "finish")})
+    assert ("process_request_task" in hooks) == flavour.way.own_tasks
+    steps = {name: told_async(name) if flavour.way.own_tasks else told(name) for name in ("setup", "handle", "finish")}
+    handler = type("Told", (handler_for(flavour),), steps)
     with flavour.extended(**{name: told(name) for name in hooks})(address, handler).background() as server:
         assert is_served(connect(server), flavour)
     after = hooks.index("shutdown_request")

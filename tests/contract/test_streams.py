@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from .flavours import STREAMS, Flavour, Obedient
+from .flavours import STREAMS, Flavour, handler_for
 
 Connect = Callable[..., Any]
 Log = Callable[[], list[str]]
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.parametrize("flavour", STREAMS, ids=str)
 
 @pytest.fixture
 def server(flavour: Flavour, address: Any) -> Iterator[Any]:
-    with flavour.server_class(address, Obedient).background() as server:
+    with flavour.server_class(address, handler_for(flavour)).background() as server:
         yield server
 
 
@@ -127,6 +127,6 @@ def test_a_request_that_is_not_verified_is_closed(flavour: Flavour, address: Any
         refused.append(client_address)
         return len(refused) > 1
 
-    with flavour.extended(verify_request=verify_request)(address, Obedient).background() as server:
+    with flavour.extended(verify_request=verify_request)(address, handler_for(flavour)).background() as server:
         assert connect(server).receive_all() == b""
         assert is_served(connect(server))

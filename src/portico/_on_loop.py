@@ -1,0 +1,201 @@
+"""What the ways to run on an event loop have in common: a server's requests on a loop, and how they come to an end.
+
+A way to run adds how one request starts (`_start`); siblings that never import each other (`green`, `aio`) share the
+rest. The loop itself is `_engine`'s.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+from contextlib import suppress
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from . import _engine, logs, settings
+from ._serving import Serving
+from ._sockets import ServerSocket
+from .lifecycle import RequestsAbandoned
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from ._engine import AsyncioLoop
+
+__all__ = ["OnLoop", "Requests"]
+
+# How often a request that is ended may catch that and wait again, before it is left where it is.
+_PATIENCE = 10
+
+
+class Requests:
+    """The requests of one server on one loop, from the first to the end of the last.
+
+    `cancel` raises something in one of them where it waits. A request that goes on waiting is told again, a few times,
+    and then left behind: `abandoned` is called with how many were.
+    """
+
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, *, cancel: Callable[[Any], object], abandoned: Callable[[int], object]
+    ) -> None:
+        self._loop = loop
+        self._thread = threading.get_ident()
+        self._cancel = cancel
+        self._abandoned = abandoned
+        self._running: set[Any] = set()
+        self._over = asyncio.Event()
+        self._ended = threading.Event()
+        self._last = False
+
+    def add(self, request: Any) -> None:
+        self._running.add(request)
+
+    def discard(self, request: Any) -> None:
+        self._running.discard(request)
+        if self._last and not self._running:
+            self._end()
+
+    def close(self, *, at_once: bool) -> None:
+        """No more will come: wait for those that run, or end them `at_once`. In the loop's thread."""
+        self._last = True
+        if at_once:
+            self._press(_PATIENCE)
+        elif not self._running:
+            self._end()
+
+    @property
+    def over(self) -> bool:
+        """Whether all have ended, and no more will come."""
+        return self._ended.is_set()
+
+    def close_now(self, *, wait: bool) -> None:
+        """End them at once, from any thread; `wait` for that, unless this is the loop's own."""
+        with suppress(RuntimeError):  # the loop is closed, and has ended them
+            self._loop.call_soon_threadsafe(partial(self.close, at_once=True))
+        if wait and threading.get_ident() != self._thread:
+            self._ended.wait()
+
+    async def wait(self) -> None:
+        """Until all have ended."""
+        await self._over.wait()
+
+    def _press(self, times: int) -> None:
+        if self._running and times:
+            for request in tuple(self._running):
+                self._cancel(request)
+            self._loop.call_soon(self._press, times - 1)
+        elif not self._ended.is_set():
+            if self._running:
+                self._abandoned(len(self._running))
+            self._end()
+
+    def _end(self) -> None:
+        self._over.set()
+        self._ended.set()
+
+
+class OnLoop(Serving):
+    """A server whose requests run on an event loop: joins a loop, leaves it, and has its requests ended."""
+
+    daemon_threads: bool = settings.DAEMON_THREADS.default
+    block_on_close: bool = settings.BLOCK_ON_CLOSE.default
+    event_loop: str = settings.EVENT_LOOP.default
+
+    _serve_in = staticmethod(_engine.serve)
+    _engine: AsyncioLoop | None = None
+    _requests: Requests
+    _requests_so_far: tuple[Requests, ...] = ()
+    """Of this loop, and of earlier ones whose requests have not all ended."""
+    _answering: socket.socket | None = None
+    """What datagram handlers answer through: the server's own socket once more, as one that does not block the loop."""
+
+    async def serve_async(self, poll_interval: float | None = 0.5) -> None:
+        """Serve on the event loop that runs here until `shutdown`, `server_close` or cancellation."""
+        await _engine.AsyncioLoop(asyncio.get_running_loop()).serve([self], poll_interval)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Start the request on the loop. Without a loop of ours, as in `handle_request`, run it to its end."""
+        if self._engine is None:
+            _engine.run(self._run_alone(request, client_address), self.event_loop)
+        else:
+            self._start(self._engine, self._suited(self._engine, request), client_address)
+
+    def server_close(self) -> None:
+        """Close the server, which ends its requests, and wait until they have ended (`block_on_close`)."""
+        if self._loop is not None:
+            self._stop()
+        super().server_close()
+        for requests in self._requests_so_far:
+            requests.close_now(wait=self.block_on_close)
+
+    # -- for the ways to run to say
+
+    def _start(self, engine: AsyncioLoop, request: Any, client_address: Any) -> Awaitable[object]:
+        """Start one request, add it to `_requests`, and return what waits for its end."""
+        raise NotImplementedError
+
+    def _cancel(self, request: Any) -> None:
+        """Raise something in a request where it waits."""
+        raise NotImplementedError
+
+    def _make_socket(self, engine: AsyncioLoop, family: int, kind: int, proto: int, descriptor: int) -> socket.socket:
+        """The socket that a handler gets, of a descriptor that is its own from here on."""
+        raise NotImplementedError
+
+    # -- what the engine asks and tells
+
+    def _suited(self, engine: AsyncioLoop, request: Any) -> Any:
+        """The request with a socket that leaves the loop alone. What is no plain socket (TLS, an object) stays."""
+        if type(request) is socket.socket:
+            return self._taken_over(engine, request)
+        if isinstance(request, tuple) and len(request) == 2 and isinstance(request[1], socket.socket):
+            if self._answering is None:
+                self._answering = self._taken_over(engine, request[1].dup())
+                engine.closing.callback(self._answering.close)
+            return request[0], self._answering
+        return request
+
+    def _taken_over(self, engine: AsyncioLoop, sock: socket.socket) -> socket.socket:
+        timeout = sock.gettimeout()
+        sock_on_loop = self._make_socket(engine, int(sock.family), int(sock.type), sock.proto, sock.detach())
+        sock_on_loop.settimeout(timeout)
+        return sock_on_loop
+
+    async def _run_alone(self, request: Any, client_address: Any) -> None:
+        """One request on a loop of its own."""
+        engine = _engine.AsyncioLoop(asyncio.get_running_loop())
+        self._join(engine)
+        try:
+            await self._start(engine, self._suited(engine, request), client_address)
+        finally:
+            self._leave()
+            await engine.close()
+
+    def _join(self, engine: AsyncioLoop) -> None:
+        """Have requests run on this loop from now on."""
+        self._engine = engine
+        self._requests = Requests(engine.loop, cancel=self._cancel, abandoned=self._tell_of_abandoned)
+        engine.requests.append(self._requests)
+        self._requests_so_far = (*(old for old in self._requests_so_far if not old.over), self._requests)
+
+    def _leave(self) -> None:
+        """No further request will run there; those that do, go on, unless nobody wants to wait for them."""
+        self._engine = self._answering = None
+        self._requests.close(at_once=self.daemon_threads or not self.block_on_close)
+
+    def _serving_begins(self, loop: AsyncioLoop) -> None:
+        super()._serving_begins(loop)
+        self._join(loop)
+        if isinstance(self.socket, ServerSocket):
+            self.socket.make_connection = partial(self._make_socket, loop)
+
+    def _serving_ended(self, loop: AsyncioLoop) -> None:
+        if self._loop is loop:
+            if isinstance(self.socket, ServerSocket):
+                self.socket.make_connection = socket.socket
+            self._leave()
+        super()._serving_ended(loop)
+
+    def _tell_of_abandoned(self, number: int) -> None:
+        logs.emit(self, RequestsAbandoned(number))
