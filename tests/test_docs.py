@@ -12,6 +12,7 @@ import pytest
 
 import portico
 from portico import settings
+from portico._on_loop import OnLoop
 from portico._serving import Serving
 
 from .test_house_rules import FLOORS
@@ -48,6 +49,7 @@ def test_the_settings_page_is_what_the_declarations_say() -> None:
 
 def test_class_variables_are_what_the_declarations_say() -> None:
     classes = [Serving, portico.BaseServer, portico.UDPServer, portico.ThreadingMixIn, portico.ForkingMixIn]
+    classes += [OnLoop, portico.GreenMixIn]
     for setting in settings.ALL.values():
         owner = next(cls for cls in classes if setting.name in vars(cls))
         assert vars(owner)[setting.name] == setting.default, setting.name

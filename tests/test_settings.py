@@ -10,6 +10,8 @@ import pytest
 
 import portico
 from portico import settings
+from portico._on_loop import OnLoop
+from portico._serving import Serving
 
 LOOPBACK = ("127.0.0.1", 0)
 BAD: dict[str, list[Any]] = {
@@ -29,6 +31,8 @@ BAD: dict[str, list[Any]] = {
     "daemon_threads": [None],
     "block_on_close": ["no"],
     "max_children": [0, 1.5],
+    "event_loop": ["trio", None, 1],
+    "blocking_warning": [-1, "0.1", True],
 }
 PARSED: list[tuple[str, str, Any]] = [
     ("stdlib_compat", "on", True),
@@ -44,6 +48,8 @@ PARSED: list[tuple[str, str, Any]] = [
     ("unix_group", "users", "users"),
     ("accept_pause", "1e-2", 0.01),
     ("max_packet_size", "65535", 65535),
+    ("event_loop", "uvloop", "uvloop"),
+    ("blocking_warning", "none", None),
 ]
 
 
@@ -58,14 +64,16 @@ def test_every_setting_is_declared_with_all_that_a_reader_needs(name: str) -> No
     assert setting.unit
     assert len(setting.reason) > 10
     assert setting.kind.allowed
-    owners = [portico.ForkingMixIn, portico.ThreadingMixIn, portico.UDPServer, portico.BaseServer]
+    owners = [portico.ForkingMixIn, portico.ThreadingMixIn, portico.UDPServer, portico.BaseServer, Serving]
+    owners += [OnLoop, portico.GreenMixIn]
     assert any(name in vars(owner) for owner in owners)
 
 
 @pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in BAD.items() for value in values])
 def test_a_wrong_value_is_refused_by_name_and_nothing_stays_open(name: str, value: Any) -> None:
     made = next(
-        m for m in (portico.TCPServer, portico.UDPServer, portico.ForkingTCPServer, portico.ThreadingTCPServer)
+        m for m in (portico.TCPServer, portico.UDPServer, portico.ForkingTCPServer, portico.ThreadingTCPServer,
+                    portico.GreenTCPServer)
         if hasattr(m, name)
     )  # fmt: skip
     with pytest.raises(portico.SettingError, match=f"{name} must be .*, not {value!r}"):

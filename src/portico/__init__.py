@@ -12,7 +12,15 @@ from ._install import install
 from ._loop import _ServerSelector
 from ._serving import serve_together
 from ._sockets import Credentials
-from .errors import AddressError, Overloaded, PorticoError, SettingError, UnavailableError, UnknownSettingError
+from .errors import (
+    AddressError,
+    HandlerError,
+    Overloaded,
+    PorticoError,
+    SettingError,
+    UnavailableError,
+    UnknownSettingError,
+)
 from .forks import ForkingMixIn
 from .handlers import BaseRequestHandler, DatagramRequestHandler, StreamRequestHandler, _SocketWriter
 from .presets import *
@@ -42,6 +50,7 @@ __all__ = [
     "BaseServer",
     "Credentials",
     "DatagramRequestHandler",
+    "HandlerError",
     "Overloaded",
     "PorticoError",
     "SettingError",

@@ -15,7 +15,7 @@ from . import _sockets, logs, settings
 from ._acceptor import Acceptor, serve
 from ._loop import Loop, selector_class
 from ._system import System
-from .errors import Overloaded
+from .errors import HandlerError, Overloaded
 from .lifecycle import LOOP_ENDED, HookFailed, Lifecycle, State, StopFlag
 
 TYPE_CHECKING = False
@@ -107,25 +107,25 @@ class Serving:
     _emit = logs.emit
 
     def _check_handler(self, handler: Any) -> None:
-        """Raise `TypeError` for a handler of the other kind: it would block the loop, or never be awaited."""
+        """Raise `HandlerError` for a handler of the other kind: it would block the loop, or never be awaited."""
         handler = getattr(handler, "func", handler)  # functools.partial
         code = getattr(getattr(handler, "handle", handler), "__code__", None)
         is_async = code is not None and bool(code.co_flags & _CO_COROUTINE)
         name, server = getattr(handler, "__qualname__", handler), type(self).__name__
         if is_async and not self._handlers_are_async:
-            raise TypeError(
+            raise HandlerError(
                 f"{name} is asynchronous, and {server} runs blocking handlers: give it to a server with AsyncMixIn "
                 "(AsyncTCPServer ...), or make it a plain def"
             )
         if not self._handlers_are_async or not isinstance(handler, type):
             return
         if not is_async:
-            raise TypeError(
+            raise HandlerError(
                 f"{name}.handle() blocks, and {server} awaits its handlers: make it async def, in a class derived from "
                 "AsyncStreamRequestHandler or another of the Async ones, or give it to a server with GreenMixIn"
             )
         if not hasattr(handler, "__await__"):
-            raise TypeError(f"{name} must be derived from AsyncStreamRequestHandler or another of the Async ones")
+            raise HandlerError(f"{name} must be derived from AsyncStreamRequestHandler or another of the Async ones")
 
     def _handle_request_noblock(self) -> bool | Exception | None:
         """Take one request and run it. True if there was one, else the error that says why not."""

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
-_PREFIXES = {"thread": "Threading", "fork": "Forking", "none": ""}
+_PREFIXES = {"thread": "Threading", "fork": "Forking", "green": "Green", "async": "Async", "none": ""}
 _CLASSES = {"tcp": "TCPServer", "udp": "UDPServer", "unix": "UnixStreamServer", "unix-dgram": "UnixDatagramServer"}
 
 
@@ -72,6 +72,10 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "-m", dest="module", action="store_true", help="the program is a module's name, as in python -m"
     )
+    command.add_argument(
+        "--concurrency", choices=("thread", "green"), default="thread",
+        help="green: the program's threading servers run their requests in green threads",
+    )  # fmt: skip
     command.add_argument("--stdlib-compat", action="store_true", help="with the setting stdlib_compat on")
     command.add_argument("program", metavar="PROGRAM")
     command.add_argument("rest", metavar="ARG", nargs=argparse.REMAINDER, help="the program's own arguments")
@@ -142,10 +146,19 @@ def _server(address: str, handler: Any, concurrency: str, values: dict[str, Any]
 
 def _server_class(kind: str, concurrency: str) -> Any:
     name = _PREFIXES[concurrency] + _CLASSES[kind]
-    found = getattr(presets, name, None) or getattr(servers, name, None)
+    found = getattr(_module_of(concurrency), name, None)
     if found is None:
         raise CommandError(f"{name} needs what this system does not have; choose another address or --concurrency")
     return found
+
+
+def _module_of(concurrency: str) -> Any:
+    if concurrency not in ("green", "async"):
+        return servers if concurrency == "none" else presets
+    try:
+        return importlib.import_module(f"{__package__}.loop_presets")  # with asyncio, which the others do without
+    except ImportError as error:
+        raise CommandError(f"--concurrency {concurrency}: {error}; pip install greenlet") from None
 
 
 def _fitting(server_class: type, values: dict[str, Any]) -> dict[str, Any]:
@@ -154,12 +167,16 @@ def _fitting(server_class: type, values: dict[str, Any]) -> dict[str, Any]:
 
 
 class _StopsOnSignals:
-    """SIGINT and SIGTERM shut the servers down while the block lasts; the handlers before are put back after it."""
+    """SIGINT and SIGTERM shut the servers down while the block lasts; the handlers before are put back after it.
+
+    Requests may then come to their end; a second signal closes the servers, which ends green and async ones.
+    """
 
     def __init__(self, running: Sequence[BaseServer[Any]], system: System | None = None) -> None:
         self._servers = running
         self._system = system or System()
         self._before: dict[int, Any] = {}
+        self._stopping = False
 
     def __enter__(self) -> None:
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -171,7 +188,8 @@ class _StopsOnSignals:
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
         for server in self._servers:
-            server.shutdown()
+            (server.server_close if self._stopping else server.shutdown)()
+        self._stopping = True
 
 
 # -- portico run
@@ -179,7 +197,7 @@ class _StopsOnSignals:
 
 def _run(options: argparse.Namespace) -> int:
     """Run a program as `python` would: its own sys.argv, sys.path and `__main__`; its exit status is ours."""
-    install(stdlib_compat=options.stdlib_compat)
+    install(stdlib_compat=options.stdlib_compat, concurrency=options.concurrency)
     sys.argv = [options.program, *options.rest]
     if options.module:
         sys.path[0] = os.getcwd()

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AddressError",
+    "HandlerError",
     "Outcome",
     "Overloaded",
     "PorticoError",
@@ -34,6 +35,10 @@ class PorticoError(Exception):
 
 class AddressError(PorticoError, ValueError):
     """An address that cannot be understood, or that does not fit the kind of server it was given to."""
+
+
+class HandlerError(PorticoError, TypeError):
+    """A handler that does not fit the server: a blocking one where handlers are awaited, or the other way round."""
 
 
 class SettingError(PorticoError, ValueError):
