@@ -81,3 +81,23 @@ def test_cpythons_tests_pass(version: str, module: str, tmp_path: Path) -> None:
 
 def test_more_than_one_python_is_looked_for() -> None:
     assert f"{sys.version_info[0]}.{sys.version_info[1]}" in PYTHONS
+
+
+# With green threads in the place of threads: those that need no more than a few seconds.
+GREEN = ["test_socketserver", "test_httpservers", "test_docxmlrpc", "test_wsgiref", "test_urllib2_localnet"]
+# These two look at operating system threads: at `threading.excepthook`, and at ThreadingMixIn's own list.
+NO_THREADS = {
+    "test_threading_not_handled (test.test_socketserver.ErrorHandlerTest.test_threading_not_handled)",
+    "test_threads_reaped (test.test_socketserver.MiscTestCase.test_threads_reaped)",
+}
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("module", GREEN)
+def test_cpythons_tests_pass_with_green_threads_for_threads(module: str, tmp_path: Path) -> None:
+    if _run(sys.executable, ["-c", f"import test.{module}"], tmp_path / "probe", 60)[0]:
+        pytest.skip(f"this Python has no installed test.{module}")
+    run = ["-m", "portico", "run", "--concurrency", "green", "-m", "unittest", f"test.{module}"]
+    _, output = _run(sys.executable, run, tmp_path / "green", MODULES[module])
+    assert re.search(r"^Ran [1-9]\d* tests? in", output, re.MULTILINE), output[-3000:]
+    assert _failures(output) <= EXPECTED | NO_THREADS, output[-6000:]
