@@ -67,6 +67,21 @@ def test_whoami_knows_its_client(tmp_path: Path) -> None:
         assert say("unix", str(path), "") == f"you are process {os.getpid()} of user {os.getuid()}"
 
 
+def test_everybody_in_the_chat_hears_everybody() -> None:
+    command = [sys.executable, "-m", "portico", "serve", "examples.chat:Chat", "tcp://127.0.0.1:0"]
+    with running([*command, "--concurrency", "green"], ready="serving") as (_, lines):
+        port = int(lines[-1].rpartition(":")[2])
+        clients = [socket.create_connection(("127.0.0.1", port), 10) for _ in range(3)]
+        for client in clients:
+            client.sendall(b"here\n")
+            assert client.recv(5) == b"here\n"  # so that all are in the room
+        clients[0].sendall(b"hello all\n")
+        for client in clients:
+            with client, client.makefile("rb") as heard:
+                while heard.readline() != b"hello all\n":
+                    pass
+
+
 def test_the_test_double_works() -> None:
     result = subprocess.run(
         [sys.executable, "-m", "examples.in_a_test"],

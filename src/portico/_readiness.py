@@ -248,7 +248,7 @@ class EpollSet(Readiness):
                         sock._readers = ()
                         for waiter in readers:
                             waiter.switch()
-                if bits & _WRITE:
+                if bits != _IN and bits & _WRITE:
                     sock._writable = True
                     writers = sock._writers
                     if writers:
