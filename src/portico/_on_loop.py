@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import _engine, logs, settings
 from ._serving import Serving
-from ._sockets import ServerSocket
+from ._sockets import ServerSocket, set_blocking_again
 from .lifecycle import RequestsAbandoned
 
 if TYPE_CHECKING:
@@ -152,6 +152,7 @@ class OnLoop(Serving):
         if isinstance(request, tuple) and len(request) == 2 and isinstance(request[1], socket.socket):
             if self._answering is None:
                 self._answering = self._taken_over(engine, request[1].dup())
+                engine.closing.callback(set_blocking_again, request[1])  # the mode is the file's, which both share
                 engine.closing.callback(self._answering.close)
             return request[0], self._answering
         return request
