@@ -79,7 +79,7 @@ class Watchdog:
         top: FrameType | None = sys._current_frames().get(self._hub.thread)
         frame = top
         while frame is not None:
-            if frame.f_code is GreenThread.run.__code__:
+            if frame.f_code is GreenThread._run_job.__code__:
                 thread: Any = frame.f_locals.get("self")
                 return thread, top
             frame = frame.f_back
@@ -90,6 +90,7 @@ class Watchdog:
         if now - self._told.get(code, -_AGAIN) < _AGAIN:
             return
         self._told[code] = now
-        server = getattr(thread.function, "__self__", None)
-        client_address = thread.arguments[1] if len(thread.arguments) == 2 else None
+        function, *arguments = thread.job or (None,)
+        server = getattr(function, "__self__", None)
+        client_address = arguments[1] if len(arguments) == 2 else None
         logs.emit(server, LoopHeld(client_address, seconds, "".join(traceback.format_stack(place))))

@@ -10,6 +10,7 @@ own: `green.wait_for(lock.acquire())`.
 
 from __future__ import annotations
 
+import contextvars
 import socket
 from contextlib import contextmanager
 from time import monotonic
@@ -64,8 +65,8 @@ class GreenMixIn(OnLoop):
         """Called once in every request's green thread, last of all, even after an error. To override."""
 
     def _start(self, engine: AsyncioLoop, request: Any, client_address: Any) -> Awaitable[object]:
-        thread = GreenThread(engine.hub, self._requests, self.process_request_thread, (request, client_address))
-        thread.gr_context = request_context(self)
+        job = self.process_request_thread, request, client_address
+        thread: GreenThread = engine.hub.request(self._requests, request_context(self), job)
         thread.start()
         return thread
 
@@ -79,6 +80,7 @@ class GreenMixIn(OnLoop):
         super()._join(engine)
         if engine.hub is None:
             engine.hub = Hub(engine.loop, engine.readiness)
+            engine.closing.callback(engine.hub.close)
             if self.blocking_warning:
                 watchdog = Watchdog(engine.hub, self.blocking_warning)
                 watchdog.start()
@@ -138,7 +140,8 @@ def in_thread(function: Callable[..., Any], *arguments: Any) -> Any:
 def spawn(function: Callable[..., Any], *arguments: Any) -> GreenThread:
     """Start a further green thread, which `join()` waits for. It ends with its server as the request does."""
     me = current()
-    thread = GreenThread(me.hub, me.group, function, arguments)
+    thread = GreenThread(me.hub)
+    thread.prepare(me.group, contextvars.copy_context(), (function, *arguments))
     thread.start(soon=True)
     return thread
 
