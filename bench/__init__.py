@@ -2,4 +2,6 @@
 
 `measures` says what is measured and what the target is, `processes` starts the processes that it takes, `server` and
 `client` are the scripts that run in them, `rounds` alternates the two modules, `report` makes the table.
+
+`peers` measures it against everybody else: `python -m bench peers`.
 """

@@ -1,7 +1,7 @@
-"""The command: `python -m bench [--rounds N] [--seconds S] [--only NAME] [--quick]`.
+"""The command: `python -m bench [--rounds N] [--seconds S] [--only NAME] [--quick]`, and `python -m bench peers ...`.
 
 Progress goes to stderr, the table to stdout and to bench/results.md. Figures are shown, never judged: the exit status
-says only whether everything could be measured.
+says only whether everything could be measured. What follows `peers` is for `peers.command`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,12 @@ def options(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    chosen = options(arguments)
+    given = sys.argv[1:] if arguments is None else arguments
+    if given[:1] == ["peers"]:
+        from .peers import command
+
+        return command.main(given[1:])
+    chosen = options(given)
     began = time.monotonic()
     results = []
     for experiment in measures.EXPERIMENTS:

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-__all__ = ["Serving", "load", "run", "seconds_of", "serving"]
+__all__ = ["NotServing", "Serving", "load", "output_of", "pinned", "run", "seconds_of", "serving", "started"]
 
 HERE = Path(__file__).parent
 LIMIT = 30.0  # seconds over what a command is asked to take
@@ -69,21 +71,74 @@ class Serving:
         return _said(output)
 
 
+class NotServing(Exception):
+    """A server that does not serve, and why."""
+
+
+def serving(module: str, class_name: str) -> AbstractContextManager[Serving]:
+    """`server.py`'s server of that class, in a process of its own."""
+    return started(_command("server.py", module, class_name, "serve"))
+
+
 @contextmanager
-def serving(module: str, class_name: str) -> Iterator[Serving]:
-    """A server in a process of its own, ready when entered, gone on leaving."""
-    command = _command("server.py", module, class_name, "serve")
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, env=_ENVIRONMENT)
+def started(command: list[str], core: int | None = None) -> Iterator[Serving]:
+    """A server in a process of its own, ready when entered, gone on leaving. It prints its port when it is ready.
+
+    What it says on stderr is shown only if it does not serve: clients that leave are no news here.
+    """
+    with tempfile.TemporaryFile() as complaints:
+        with pinned(core):
+            process = subprocess.Popen(
+                command, stdout=subprocess.PIPE, stderr=complaints, env=_ENVIRONMENT, cwd=HERE.parent
+            )
+        try:
+            yield Serving(process, _port(process, complaints))
+        finally:
+            if process.poll() is None:
+                process.kill()
+            process.communicate()
+
+
+def _port(process: subprocess.Popen[bytes], complaints: IO[bytes]) -> int:
+    assert process.stdout is not None
+    if not select.select([process.stdout], [], [], LIMIT)[0]:
+        raise NotServing(f"does not start within {LIMIT:g} s")
+    line = process.stdout.readline().decode().strip()
+    if line.isdigit():
+        return int(line)
+    if line.startswith("no: "):
+        raise NotServing(line.removeprefix("no: "))
+    status = process.wait(LIMIT)
+    complaints.seek(0)
+    last = complaints.read().decode(errors="replace").strip().rpartition("\n")[2]
+    raise NotServing(f"ended with status {status}: {last}")
+
+
+@contextmanager
+def pinned(core: int | None) -> Iterator[None]:
+    """Whatever is started meanwhile runs on that core only."""
+    if core is None:
+        yield
+        return
+    usable = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {core})
     try:
-        assert process.stdout is not None
-        line = process.stdout.readline()
-        if not line:
-            raise RuntimeError(f"{' '.join(command)} ended with status {process.wait(LIMIT)}")
-        yield Serving(process, int(line))
+        yield
+    finally:
+        os.sched_setaffinity(0, usable)
+
+
+def output_of(process: subprocess.Popen[bytes], limit: float) -> bytes:
+    """What a process prints until it ends; it is killed if it does not end in time."""
+    try:
+        output, _ = process.communicate(timeout=limit)
     finally:
         if process.poll() is None:
             process.kill()
-        process.communicate()
+            process.communicate()
+    if process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, process.args)
+    return output
 
 
 def _said(output: bytes) -> dict[str, float]:

@@ -1,0 +1,40 @@
+"""Compiles the load and the C server, into a folder that is not kept."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+
+__all__ = ["FOLDER", "NoCompilerError", "compiler", "programs"]
+
+SOURCES = Path(__file__).parents[1]
+FOLDER = SOURCES / "build"
+_NAMES = ("load", "epoll_echo")
+
+
+class NoCompilerError(Exception):
+    """There is no C compiler, so there is nothing to make the load with."""
+
+
+def compiler() -> str:
+    """The command: `$CC`, or cc."""
+    command = os.environ.get("CC") or "cc"
+    if not shutil.which(shlex.split(command)[0]):
+        raise NoCompilerError(f"{command}: no such command; the load is made by a program in C (set CC)")
+    return command
+
+
+def programs() -> None:
+    """Compile what is older than its source."""
+    command = compiler()
+    FOLDER.mkdir(exist_ok=True)
+    for name in _NAMES:
+        source, program = SOURCES / f"{name}.c", FOLDER / name
+        if not program.exists() or program.stat().st_mtime < source.stat().st_mtime:
+            # By a name of its own first: two runs at a time must not see half a program.
+            fresh = program.with_name(f"{name}.{os.getpid()}")
+            subprocess.run([*shlex.split(command), "-O2", "-o", str(fresh), str(source)], check=True, timeout=120)
+            fresh.replace(program)

@@ -1,0 +1,112 @@
+"""asyncio by itself, on its own loop and on uvloop: streams, and Protocols."""
+
+from __future__ import annotations
+
+import asyncio
+
+from .process import BACKLOG, CHUNK, HOST, RECEIVE, STREAM, need, ready
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+    from typing import Any
+
+__all__ = ["protocol", "streams"]
+
+
+async def _echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    while data := await reader.read(RECEIVE):
+        writer.write(data)
+        await writer.drain()
+    writer.close()
+
+
+async def _lines(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    while line := await reader.readline():
+        writer.write(line)
+        await writer.drain()
+    writer.close()
+
+
+async def _stream(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    while data := await reader.read(RECEIVE):
+        if data.startswith(STREAM):
+            try:
+                while True:
+                    writer.write(CHUNK)
+                    await writer.drain()
+            except OSError:
+                break  # the neighbour has had enough
+        writer.write(data)
+        await writer.drain()
+    writer.close()
+
+
+class Echo(asyncio.Protocol):
+    """Writes what comes."""
+
+    transport: asyncio.Transport
+
+    def connection_made(self, transport: Any) -> None:
+        self.transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        self.transport.write(data)
+
+
+class Lines(Echo):
+    """Writes whole lines only."""
+
+    rest = b""
+
+    def data_received(self, data: bytes) -> None:
+        *lines, self.rest = (self.rest + data).split(b"\n")
+        for line in lines:
+            self.transport.write(line + b"\n")
+
+
+class Stream(Echo):
+    """Streams a chunk a turn of the loop to who asks for it, while the transport takes it."""
+
+    paused = False
+
+    def data_received(self, data: bytes) -> None:
+        if data.startswith(STREAM):
+            self.stream()
+        else:
+            self.transport.write(data)
+
+    def stream(self) -> None:
+        if not self.paused and not self.transport.is_closing():
+            self.transport.write(CHUNK)
+            asyncio.get_running_loop().call_soon(self.stream)
+
+    def pause_writing(self) -> None:
+        self.paused = True
+
+    def resume_writing(self) -> None:
+        self.paused = False
+        self.stream()
+
+
+def streams(service: str, event_loop: str) -> None:
+    """`asyncio.start_server`."""
+    callback: Callable[..., Awaitable[None]] = {"echo": _echo, "lines": _lines, "stream": _stream}[service]
+    _run(event_loop, lambda: asyncio.start_server(callback, HOST, 0, backlog=BACKLOG))
+
+
+def protocol(service: str, event_loop: str) -> None:
+    """`loop.create_server`."""
+    factory: type[Echo] = {"echo": Echo, "lines": Lines, "stream": Stream}[service]
+    _run(event_loop, lambda: asyncio.get_running_loop().create_server(factory, HOST, 0, backlog=BACKLOG))
+
+
+def _run(event_loop: str, start: Callable[[], Awaitable[asyncio.Server]]) -> None:
+    async def main() -> None:
+        server = await start()
+        ready(server.sockets[0].getsockname()[1])
+        await server.serve_forever()
+
+    new_loop = asyncio.new_event_loop if event_loop == "asyncio" else need(event_loop).new_event_loop
+    with asyncio.Runner(loop_factory=new_loop) as runner:
+        runner.run(main())

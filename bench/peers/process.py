@@ -1,0 +1,70 @@
+"""What every serving process does besides serving: says its port, or that it cannot serve, and on SIGTERM what it took.
+
+Nothing here is loaded for its own sake: the memory of the process is to be the peer's.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import resource
+import signal
+import sys
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, NoReturn
+
+__all__ = ["BACKLOG", "CHUNK", "HOST", "RECEIVE", "STREAM", "need", "part", "ready", "refuse"]
+
+HOST = "127.0.0.1"
+BACKLOG = 1024  # everybody's, so that the length of the queue (socketserver: 5) does not decide
+RECEIVE = 16384  # bytes asked for at a time, where a peer wants to be told
+STREAM = b"S"  # a message that begins with it asks for a stream, where the service is "stream"
+CHUNK = b"s" * 65536
+
+
+def need(name: str) -> Any:
+    """A package that may not be there."""
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        refuse(f"not installed ({error})")
+
+
+def part(module: Any, name: str) -> Any:
+    """What a later version of the module will have."""
+    if not hasattr(module, name):
+        refuse(f"not there yet ({module.__name__} has no {name})")
+    return getattr(module, name)
+
+
+def ready(port: int) -> None:
+    """Serving begins now: say where."""
+    signal.signal(signal.SIGTERM, _end)
+    _say(str(port))
+
+
+def refuse(why: str) -> NoReturn:
+    """This peer cannot serve."""
+    _say(f"no: {why}")
+    sys.exit(3)
+
+
+def _end(number: int, frame: Any) -> NoReturn:
+    # In the signal handler, whatever the loop is at: an end in good order is nothing to measure here.
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    memory = {"VmHWM": 0, "VmRSS": 0}
+    with open("/proc/self/status") as status:
+        for line in status:
+            name, _, value = line.partition(":")
+            if name in memory:
+                memory[name] = int(value.split()[0])
+    cpu = used.ru_utime + used.ru_stime
+    _say(f'{{"cpu": {cpu:.6f}, "peak": {memory["VmHWM"]}, "rss": {memory["VmRSS"]}}}')
+    os._exit(0)
+
+
+def _say(line: str) -> None:
+    # Past sys.stdout, whose lock the interrupted code may hold.
+    os.write(1, (line + "\n").encode())
