@@ -1,6 +1,6 @@
 # make run     serve the examples for real
 # make test    all tests              make check   ruff and mypy --strict
-# make bench   measure against the standard library
+# make bench   measure against the standard library, and against every peer that can be installed
 # make faults  show that the tests of mended faults fail on the standard library's module
 
 PYTHON ?= python3
@@ -21,13 +21,16 @@ check: .venv/developing
 	$(BIN)/mypy
 
 bench: .venv/developing
+	@$(BIN)/pip install -q --disable-pip-version-check -e '.[bench]' || \
+		echo 'Not all peers could be installed: those that are missing are left out.'
 	$(BIN)/python -m bench
+	$(BIN)/python -m bench peers
 
 faults: .venv/developing
 	! $(BIN)/pytest tests/faults --against socketserver -m "not new_feature and not regression" -q
 
 clean:
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis bench/build
 
 .venv/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Portico needs Python 3.11 or later")'

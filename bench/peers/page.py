@@ -21,9 +21,10 @@ be chosen). Against `socketserver` alone, and in more detail, see [bench/results
 The server is pinned to one core, the load, a program in C, to another. The peers take turns, A B C A B C, each time
 with a server process of its own. Values are medians of the rounds; a ratio is made of two samples of the same round,
 and the median of these is shown, with the least and the greatest as its spread. Every byte that comes back is
-compared. All queues are 1,024 long; buffers, TCP_NODELAY and the rest are as each has them by default. "CPU of 10^6"
-is the server's processor time for a million messages. *load-bound*: the load was busy all the time (95 % or more of
-its core), so the server might do more.
+compared. Each Python process has freed one big block before it serves, as any program of some size has: asyncio's
+reads of 256 KiB cost up to three times as much before. All queues are 1,024 long; buffers, TCP_NODELAY and the rest
+are as each has them by default. "CPU of 10^6" is the server's processor time for a million messages. *load-bound*:
+the load was busy all the time (95 % or more of its core), so the server might do more.
 """
 _BUSY = 0.95  # share of its core from which on the load is the limit
 

@@ -1,0 +1,156 @@
+"""`python -m bench peers`: its arithmetic, its tables and plots, and one very short run of two peers."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+from typing import Any
+
+import pytest
+from bench.peers import figures, machine, page, plot, results, roster, serve
+from bench.peers.cases import CASES, CPU, MEMORY, P99, RATE, Case, Plan, Target
+from bench.processes import NotServing, started
+
+ROOT = Path(__file__).parent.parent
+OURS, THEIRS = "portico-green", "asyncio-streams"
+CASE = Case(
+    "echo-50", "Echo <&>", "echo", ("echo", "-c", "50"), (RATE, P99),
+    targets=(Target(OURS, 1.6, THEIRS), Target(OURS, 20_000, figure=P99), Target(OURS, 2, "gevent")),
+    plots=(RATE,),
+)  # fmt: skip
+
+
+def sample(messages: int, **others: Any) -> dict[str, Any]:
+    usual = {"seconds": 2.0, "p50": 10.0, "p99": 100.0, "cpu": 1.0, "server_cpu": 1.9, "errors": 0, "stalled": 0}
+    return {**usual, "messages": messages, **others}
+
+
+ROUNDS = [
+    {OURS: sample(400), THEIRS: sample(200)},
+    {OURS: sample(100), THEIRS: sample(100)},
+    {OURS: sample(900), THEIRS: sample(300)},
+]
+
+
+def result(rounds: list[dict[str, Any]] = ROUNDS) -> results.Result:
+    return results.Result("echo-50", "2026-01-01 00:00", Plan(3, 2.0, 0.1, 10), rounds, {"gevent": "not installed"})
+
+
+def test_a_median_stands_with_its_extremes() -> None:
+    assert figures.value(ROUNDS, RATE, OURS) == figures.Spread(200.0, 50.0, 450.0)
+    assert figures.value(ROUNDS, RATE, "gevent") is None
+
+
+def test_ratios_are_made_within_a_round() -> None:
+    assert figures.ratio(ROUNDS, RATE, OURS, THEIRS) == figures.Spread(2.0, 1.0, 3.0)
+
+
+def test_a_round_that_one_of_the_two_missed_makes_no_ratio() -> None:
+    rounds = [*ROUNDS[:1], {OURS: sample(1000)}]
+    assert figures.ratio(rounds, RATE, OURS, THEIRS) == figures.Spread(2.0, 2.0, 2.0)
+
+
+def test_targets_are_met_from_the_right_side_or_not_measured() -> None:
+    assert [verdict.met for verdict in figures.judge(CASE, ROUNDS)] == [True, True, None]
+    slow = [{OURS: sample(100, p99=20_001.0), THEIRS: sample(100)}]
+    assert [verdict.met for verdict in figures.judge(CASE, slow)] == [False, False, None]
+
+
+def test_figures_of_nothing_are_none() -> None:
+    nothing = sample(0, p99=0.0, idle=0, rss_before=1, rss_with=1)
+    assert [figure.read(nothing) for figure in (P99, CPU, MEMORY)] == [None, None, None]
+
+
+def test_memory_is_in_thousands_of_bytes() -> None:
+    assert MEMORY.read(sample(1, idle=1024, rss_before=1000, rss_with=2000)) == pytest.approx(1.0)
+
+
+def test_the_table_shows_medians_ratios_and_verdicts() -> None:
+    shown = page.tables(CASE, result())
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in shown.splitlines() if line]
+    assert cells[0][:4] == ["server", "rate, msg/s", "ratio to asyncio-streams", "spread"]
+    assert cells[2][:4] == [roster.named(OURS).title, "200", "2.00", "1.00-3.00"]
+    assert [row[-1] for row in cells[-3:]] == ["yes", "yes", "not measured"]
+
+
+def test_a_busy_load_and_errors_are_told() -> None:
+    shown = page.tables(CASE, result([{OURS: sample(1, cpu=1.95, errors=3, stalled=2)}]))
+    assert "load-bound" in shown
+    assert "| 5 " in shown
+
+
+def test_the_plot_is_well_formed_and_to_scale() -> None:
+    rows = [
+        plot.Bar("a <b>", figures.Spread(100, 90, 200), ours=True),
+        plot.Bar("c", figures.Spread(50, 50, 50)),
+    ]
+    picture = ElementTree.fromstring(plot.bars("Title & more", "msg/s", rows))
+    space = "{http://www.w3.org/2000/svg}"
+    _, first, second = [float(bar.get("width", "0")) for bar in picture.iter(f"{space}rect")]
+    assert first == pytest.approx(2 * second)
+    assert "a <b>" in [text.text for text in picture.iter(f"{space}text")]
+    ElementTree.fromstring(plot.bars("Nothing", "", []))
+
+
+def test_results_are_kept_and_shown(tmp_path: Path) -> None:
+    results.write(result(), tmp_path)
+    kept = results.read(tmp_path)
+    assert kept == [result()]
+    page.write(kept, tmp_path / "benchmarks.md")
+    text = (tmp_path / "benchmarks.md").read_text()
+    assert "(benchmarks/echo-50.svg)" in text
+    assert (tmp_path / "benchmarks" / "echo-50.svg").read_text().startswith("<svg")
+    assert "gevent StreamServer, not installed" in text
+
+
+def test_every_peer_can_be_served_and_every_target_is_of_a_peer() -> None:
+    names = [peer.name for peer in roster.PEERS]
+    assert set(names) == {*serve.ENTRIES, roster.LIMIT}
+    for case in CASES:
+        assert case.reference in case.peers
+        assert {target.peer for target in case.targets} <= set(case.peers)
+        assert {target.than for target in case.targets} <= {*case.peers, None}
+
+
+@pytest.mark.parametrize(("files", "idle"), [(20_000, 10_000), (4096, 3896), (100, 1), (-1, 10_000)])
+def test_idle_connections_are_as_many_as_files_allow(files: int, idle: int) -> None:
+    assert machine.possible_idle(10_000, files) == idle
+
+
+def test_a_peer_that_is_not_there_says_so() -> None:
+    code = "from bench.peers.process import need; need('no_such_package')"
+    with pytest.raises(NotServing, match="not installed"), started([sys.executable, "-c", code]):
+        pytest.fail("it serves")
+
+
+def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "bench", "peers", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100, check=False)
+
+
+def test_says_what_it_can_measure() -> None:
+    done = bench("--only", "nothing")
+    assert done.returncode == 2
+    assert "echo-50" in done.stderr
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the load needs epoll")
+@pytest.mark.skipif(not shutil.which("cc"), reason="there is no C compiler (cc) to make the load with")
+@pytest.mark.timeout(120)
+def test_measures_two_peers(tmp_path: Path) -> None:
+    arguments = ["--only", "echo-50", "--peers", "c-epoll,socketserver", "--rounds", "2", "--seconds", "0.1"]
+    done = bench(*arguments, "--output", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    kept = json.loads((tmp_path / "echo-50.json").read_text())
+    assert [list(samples) for samples in kept["rounds"]] == [["c-epoll", "socketserver"]] * 2
+    for samples in kept["rounds"]:
+        for taken in samples.values():
+            assert taken["messages"] > 0
+            assert taken["errors"] == 0
+            assert taken["server"]["peak"] > 0
+    assert kept["told"]["versions"]["Python"]
+    assert "socketserver.ThreadingTCPServer" in (tmp_path / "benchmarks.md").read_text()
