@@ -21,7 +21,7 @@ import portico
 from portico import _engine, green
 from portico._readiness import EpollSet, LoopSet
 
-PATIENCE = 15.0
+PATIENCE = 10.0
 """Seconds after which something hangs."""
 LOOPS = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
 SETS = {"epoll": EpollSet, "loop": LoopSet}
@@ -104,6 +104,13 @@ class World:
         """Whoever else is ready runs, while what has been started before waits."""
         for _ in range(3):
             assert self.run(int) == 0
+
+    def parks(self, call: Callable[..., Any], *arguments: Any) -> Future[Any]:
+        """Start a call that has to wait, and see others go on meanwhile."""
+        future = self.start(call, *arguments)
+        self.others_go_on()
+        assert not future.done(), future.result()
+        return future
 
     def close(self) -> None:
         self.run(self._close_owned)

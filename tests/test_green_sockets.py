@@ -14,7 +14,6 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -47,14 +46,6 @@ def udp_pair() -> tuple[socket.socket, socket.socket]:
         sock.bind(("127.0.0.1", 0))
     there.connect(here.getsockname())
     return here, there
-
-
-def parks(world: Any, call: Callable[..., Any], *arguments: Any) -> Future[Any]:
-    """Start a call that has to wait, and see others go on meanwhile."""
-    future: Future[Any] = world.start(call, *arguments)
-    world.others_go_on()
-    assert not future.done(), future.result()
-    return future
 
 
 # -- each call waits, alone
@@ -100,7 +91,7 @@ def test_a_read_waits_for_data_and_holds_nobody_up(world: Any, name: str, make: 
     call, expected = READS[name]
     sock, peer = world.pair(make)
     for _ in range(2):  # the second time the socket is known
-        reading = parks(world, call, sock)
+        reading = world.parks(call, sock)
         peer.sendall(b"hello\n")
         assert reading.result(PATIENCE) == expected
 
@@ -108,7 +99,7 @@ def test_a_read_waits_for_data_and_holds_nobody_up(world: Any, name: str, make: 
 def test_a_datagram_tells_its_sender(world: Any) -> None:
     sock, peer = world.pair(udp_pair)
     for call in (lambda: sock.recvfrom(10)[1], lambda: sock.recvfrom_into(bytearray(9))[1], lambda: sock.recvmsg(9)[3]):
-        reading = parks(world, call)
+        reading = world.parks(call)
         peer.send(b"x")
         assert reading.result(PATIENCE) == peer.getsockname()
 
@@ -141,7 +132,7 @@ WRITES: dict[str, tuple[Callable[[Any], Any], Any]] = {
 def test_a_write_waits_for_room_and_sends_everything(world: Any, name: str, make: Any) -> None:
     call, expected = WRITES[name]
     sock, peer = world.pair(make)
-    writing = parks(world, call, sock)
+    writing = world.parks(call, sock)
     assert exactly(peer, len(BIG)) == BIG
     assert writing.result(PATIENCE) == expected
 
@@ -162,7 +153,7 @@ def test_a_datagram_waits_for_room_in_a_unix_peers_queue(world: Any, call: str) 
         sock = world.make(socket.AF_UNIX, socket.SOCK_DGRAM)
         if call == "send":
             sock.connect(str(folder / "peer"))
-        flooding = parks(world, flood, sock, str(folder / "peer"))
+        flooding = world.parks(flood, sock, str(folder / "peer"))
         peer.settimeout(PATIENCE)
         assert [int(peer.recv(10)) for _ in range(100)] == list(range(100))
         flooding.result(PATIENCE)
@@ -171,14 +162,14 @@ def test_a_datagram_waits_for_room_in_a_unix_peers_queue(world: Any, call: str) 
 def test_accept_waits_for_a_client(world: Any) -> None:
     listener = world.listener()
     for _ in range(2):
-        accepting = parks(world, listener.accept)
+        accepting = world.parks(listener.accept)
         with socket.create_connection(listener.getsockname(), PATIENCE) as client:
             connection, address = accepting.result(PATIENCE)
             world.own(connection)
             assert address == client.getsockname()
             assert type(connection) is type(listener)
             assert connection.gettimeout() is None
-            reading = parks(world, connection.recv, 10)
+            reading = world.parks(connection.recv, 10)
             client.sendall(b"hello")
             assert reading.result(PATIENCE) == b"hello"
 
@@ -189,7 +180,7 @@ def test_connect_waits_for_a_full_listener(world: Any, call: str) -> None:
         address = listener.getsockname()
         full = world.own(socket.create_connection(address, PATIENCE))
         sock = world.make()
-        connecting = parks(world, getattr(sock, call), address)
+        connecting = world.parks(getattr(sock, call), address)
         world.own(listener.accept()[0], full)
         assert connecting.result(PATIENCE) == {"connect": None, "connect_ex": 0}[call]
         peer = world.own(listener.accept()[0])
@@ -204,7 +195,7 @@ def test_connect_waits_for_a_full_unix_listener(world: Any, call: str) -> None:
         listener.listen(0)
         full.connect(str(folder / "listener"))
         sock = world.make(socket.AF_UNIX)
-        connecting = parks(world, getattr(sock, call), str(folder / "listener"))
+        connecting = world.parks(getattr(sock, call), str(folder / "listener"))
         listener.accept()[0].close()
         assert connecting.result(PATIENCE) == {"connect": None, "connect_ex": 0}[call]
         listener.accept()[0].close()
@@ -241,7 +232,7 @@ def test_parts_of_files_are_sent_and_their_position_moved(world: Any, tmp_path: 
 
 def test_descriptors_pass_through_a_message(world: Any) -> None:
     sock, peer = world.pair(socket.socketpair)
-    reading = parks(world, socket.recv_fds, sock, 10, 1)
+    reading = world.parks(socket.recv_fds, sock, 10, 1)
     with tempfile.TemporaryFile() as file:
         socket.send_fds(peer, [b"x"], [file.fileno()])
         data, (passed,), *_ = reading.result(PATIENCE)
@@ -336,10 +327,10 @@ def test_one_reads_while_another_writes(world: Any) -> None:
 
 def test_two_that_read_share_what_comes(world: Any) -> None:
     sock, peer = world.pair()
-    reading = [parks(world, sock.recv, 1) for _ in range(2)]
+    reading = [world.parks(sock.recv, 1) for _ in range(2)]
     peer.sendall(b"ab")
     assert sorted(future.result(PATIENCE) for future in reading) == [b"a", b"b"]
-    reading = [parks(world, sock.recv, 10) for _ in range(2)]
+    reading = [world.parks(sock.recv, 10) for _ in range(2)]
     peer.sendall(b"c")
     while not any(future.done() for future in reading):
         world.others_go_on()
@@ -370,7 +361,7 @@ def test_in_an_os_thread_calls_block_and_work(green_world: Any) -> None:
         sock.settimeout(0.02)
         assert others.run(outcome, sock.recv, 10) is TimeoutError
         sock.settimeout(None)
-    reading = parks(green_world, sock.recv, 10)  # and green again
+    reading = green_world.parks(sock.recv, 10)  # and green again
     peer.sendall(b"world")
     assert reading.result(PATIENCE) == b"world"
 
