@@ -33,6 +33,8 @@ def tcp_pair() -> tuple[socket.socket, socket.socket]:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         here = socket.create_connection(listener.getsockname(), PATIENCE)
         there = listener.accept()[0]
+    for sock in (here, there):  # a set size does not grow, so that 5 MB are more than fits
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 17)
     here.settimeout(None)
     there.settimeout(PATIENCE)
     return here, there
