@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import portico
+
 LOOPBACK = ("127.0.0.1", 0)
 LOOPS = ("asyncio", "uvloop")
 
@@ -33,8 +35,21 @@ def ask(server: Any, said: bytes = b"") -> bytes:
 @contextmanager
 def in_a_thread(target: Any, *arguments: Any) -> Iterator[threading.Thread]:
     """Runs beside the block, and has to end with it."""
-    thread = threading.Thread(target=target, args=arguments)
+    thread = threading.Thread(target=target, args=arguments, daemon=True)
     thread.start()
     yield thread
     thread.join(10)
     assert not thread.is_alive()
+
+
+@contextmanager
+def together(*servers: Any) -> Iterator[None]:
+    """Serves these on one loop, and closes them at the end of the block."""
+    thread = threading.Thread(target=portico.serve_together, args=(servers,))
+    thread.start()
+    try:
+        yield
+    finally:
+        for server in servers:
+            server.server_close()
+        thread.join()

@@ -17,7 +17,7 @@ import portico
 from portico import green
 
 from .contract.flavours import short_folder
-from .loops import LOOPBACK, LOOPS, ask, connected, in_a_thread, rest_of
+from .loops import LOOPBACK, LOOPS, ask, connected, rest_of, together
 from .waiting import until
 
 Make = Callable[..., Any]
@@ -173,10 +173,8 @@ def test_a_handler_connects_out_and_lets_others_run(server: Make) -> None:
     # Both on one loop: a blocking call in the one would keep the other from answering.
     behind = server(lambda request, *_: request.sendall(request.recv(100).upper()))
     front = server(forward)
-    with in_a_thread(portico.serve_together, [front, behind]):
+    with together(front, behind):
         assert ask(front, b"hello") == b"<HELLO>"
-        front.server_close()
-        behind.server_close()
 
 
 def test_a_connection_out_has_its_timeout_from_the_start(server: Make) -> None:

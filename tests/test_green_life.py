@@ -16,7 +16,7 @@ from greenlet import GreenletExit
 import portico
 from portico import green
 
-from .loops import LOOPBACK, LOOPS, ask, connected, in_a_thread, rest_of
+from .loops import LOOPBACK, LOOPS, ask, connected, in_a_thread, rest_of, together
 from .waiting import until
 
 Make = Callable[..., Any]
@@ -353,12 +353,10 @@ def test_green_and_async_servers_share_a_loop(server: Make) -> None:
         await request.sendall(b"async " + await request.recv(10))
 
     servers = [server(plain), server(awaited, portico.AsyncTCPServer), server(plain)]
-    with in_a_thread(portico.serve_together, servers):
+    with together(*servers):
         assert [ask(each, b"x") for each in servers] == [b"green x", b"async x", b"green x"]
-        servers.pop(0).server_close()  # the others go on
-        assert [ask(each, b"x") for each in servers] == [b"async x", b"green x"]
-        for each in servers:
-            each.server_close()
+        servers[0].server_close()  # the others go on
+        assert [ask(each, b"x") for each in servers[1:]] == [b"async x", b"green x"]
     assert len(loops) == 1
 
 
