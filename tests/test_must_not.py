@@ -47,7 +47,7 @@ def server(request: pytest.FixtureRequest, way: str) -> Make:
 
 # -- starve
 
-PIECE = 1000  # small, so that the kernel's buffer always holds a further one
+PIECE = 100  # so small that the client is always faster, and a further call never has to wait
 OTHERS, ROUNDS = 200, 4
 LIMIT = 20.0  # milliseconds
 
@@ -99,8 +99,8 @@ def test_one_connection_at_full_speed_does_not_keep_the_others_waiting(server: M
         assert until(lambda: streaming.sent > 10 * PIECE and streaming.received > 10 * PIECE)
         before = streaming.sent, streaming.received
         waited = load.finished("pings", serving, OTHERS, ROUNDS)
-        assert streaming.sent - before[0] > 1_000_000  # it has been streaming all the while
-        assert streaming.received - before[1] > 1_000_000
+        assert streaming.sent - before[0] > 100_000  # it has been streaming all the while
+        assert streaming.received - before[1] > 100_000
     assert waited["p99"] < LIMIT, waited
 
 
@@ -192,20 +192,25 @@ def test_a_peer_that_has_ended_its_side_costs_nothing_while_it_is_waited_for(ser
         await event.wait()
 
     def plain(request: Any, *_: Any) -> None:
-        assert request.recv(5) == b"first"
+        while (said := request.recv(5)) != b"first":
+            request.sendall(said)
         if reads == "the end":
             assert request.recv(1) == b""
         green.wait_for(wait())
         request.sendall(b"last")
 
     async def awaited(request: Any, *_: Any) -> None:
-        assert await request.recv(5) == b"first"
+        while (said := await request.recv(5)) != b"first":
+            await request.sendall(said)
         if reads == "the end":
             assert await request.recv(1) == b""
         await wait()
         await request.sendall(b"last")
 
     with server(plain=plain, awaited=awaited).background() as serving, connected(serving) as client:
+        for _ in range(50):  # so that it has waited for this descriptor before
+            client.sendall(b"hello")
+            assert client.recv(5) == b"hello"
         client.sendall(b"first")
         client.shutdown(socket.SHUT_WR)
         assert until(lambda: waiting)
@@ -285,11 +290,12 @@ def test_a_handler_may_run_a_subprocess(server: Make) -> None:
         assert ask(serving, b"again") == b"AGAIN\n" * 2
 
 
-def test_a_subprocess_that_lives_on_holds_no_connection_open(server: Make) -> None:
+def test_a_subprocess_inherits_nothing_of_the_servers(server: Make) -> None:
+    """Else a connection, or the listener, would be open for as long as it lives."""
     children: list[subprocess.Popen[bytes]] = []
 
     def start() -> None:
-        children.append(subprocess.Popen(CHILD, stdin=subprocess.PIPE, stdout=subprocess.PIPE))
+        children.append(subprocess.Popen(CHILD, stdin=subprocess.PIPE, stdout=subprocess.PIPE, close_fds=False))
 
     def plain(request: Any, *_: Any) -> None:
         start()
@@ -301,10 +307,9 @@ def test_a_subprocess_that_lives_on_holds_no_connection_open(server: Make) -> No
 
     try:
         with server(plain=plain, awaited=awaited).background() as serving:
-            assert ask(serving) == b"started"  # and the end of the stream, though the child lives
-            assert children[0].poll() is None
-        with pytest.raises(ConnectionRefusedError):
-            connected(serving)
+            assert ask(serving) == b"started"
+            held = [os.readlink(path) for path in Path(f"/proc/{children[0].pid}/fd").iterdir()]
+            assert not [what for what in held if what.startswith(("socket:", "anon_inode:"))]
     finally:
         for child in children:
             child.communicate(b"")
