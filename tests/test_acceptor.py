@@ -47,7 +47,7 @@ class FakeLoop:
         self._watched.pop(descriptor, None)
 
     def release(self, server: Any) -> None:
-        server._serving_ended(self)
+        server._portico_serving_ended(self)
 
     def wake(self) -> None:
         """There is nobody to wake."""
@@ -65,7 +65,7 @@ class Scripted(portico.TCPServer):
 
     def __init__(self, *answers: Any, **values: Any) -> None:
         super().__init__(("127.0.0.1", 0), self.handled, **values)
-        self._system = Clock()
+        self._portico_system = Clock()
         self.answers = list(answers)
         self.requests: list[Any] = []
         self.events: list[Event] = []
@@ -91,13 +91,13 @@ class Scripted(portico.TCPServer):
 
     def run(self, poll_interval: float | None = 0.5) -> FakeLoop:
         with self:
-            loop: Any = FakeLoop(self._system)  # type: ignore[arg-type]
-            self._serving_begins(loop)
+            loop: Any = FakeLoop(self._portico_system)  # type: ignore[arg-type]
+            self._portico_serving_begins(loop)
             loop.servers.append(self)
             try:
                 serve(loop, [Acceptor(self, loop, poll_interval)])
             finally:
-                self._serving_ended(loop)
+                self._portico_serving_ended(loop)
         return loop  # type: ignore[no-any-return]
 
     def kinds(self) -> list[type[Event]]:
@@ -253,7 +253,7 @@ def test_a_server_that_is_not_ready_takes_nothing_until_it_is() -> None:
     server = Busy("a")
     loop = server.run()
     assert server.requests == ["a"]
-    assert server._system.monotonic() == pytest.approx(1.5)
+    assert server._portico_system.monotonic() == pytest.approx(1.5)
     assert loop.waits[:4] == [0.5] * 4
 
 

@@ -152,7 +152,7 @@ def test_an_environment_without_any_of_it_is_none() -> None:
 
 def test_the_server_asks_its_own_system() -> None:
     class Mine(portico.TCPServer):
-        _system = Environment(LISTEN_PID="4711", LISTEN_FDS="9", LISTEN_FDNAMES="a:b")
+        _portico_system = Environment(LISTEN_PID="4711", LISTEN_FDS="9", LISTEN_FDNAMES="a:b")
 
     with pytest.raises(portico.AddressError, match="there are: a, b, unknown"):
         Mine("systemd://nothing", Upper)

@@ -82,7 +82,7 @@ def held(server: Any) -> Iterator[socket.socket]:
 
 @pytest.fixture(params=SYSTEMS)
 def made(request: pytest.FixtureRequest) -> Callable[..., Any]:
-    return type("Mine", (portico.ForkingTCPServer,), {"_system": SYSTEMS[request.param]})
+    return type("Mine", (portico.ForkingTCPServer,), {"_portico_system": SYSTEMS[request.param]})
 
 
 def test_every_request_has_a_process_of_its_own_and_is_reaped_by_the_loop(made: Callable[..., Any]) -> None:
@@ -170,7 +170,7 @@ def test_without_a_process_the_loop_pauses_says_so_once_and_goes_on() -> None:
     events: list[type[Event]] = []
 
     class Mine(portico.ForkingTCPServer):
-        _system = ShortOfProcesses(3)
+        _portico_system = ShortOfProcesses(3)
 
         def handle_event(self, event: Event) -> None:
             events.append(type(event))
@@ -184,7 +184,7 @@ def test_without_a_process_the_loop_pauses_says_so_once_and_goes_on() -> None:
 
 
 def test_without_a_process_handle_request_closes_the_request_and_goes_on() -> None:
-    Mine = type("Mine", (portico.ForkingTCPServer,), {"_system": ShortOfProcesses(1)})
+    Mine = type("Mine", (portico.ForkingTCPServer,), {"_portico_system": ShortOfProcesses(1)})
     with Mine(LOOPBACK, obey) as server, socket.create_connection(server.server_address, 10) as refused:
         server.handle_request()
         assert refused.recv(1) == b""

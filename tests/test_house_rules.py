@@ -75,6 +75,20 @@ def test_modules_are_short_and_say_what_lives_in_them(path: Path) -> None:
     assert ast.get_docstring(ast.parse(text)), "a module opens with what lives here"
 
 
+def test_names_for_portico_alone_cannot_be_those_of_a_users_class() -> None:
+    """`self._stop = Event()` or `self._loop = ...` in a subclass must not meet anything of ours."""
+    import portico
+    from portico import loop_presets
+
+    stdlib = {"_threads", "_handle_request_noblock", "_BaseServer__shutdown_request"}
+    mixed_in = [portico.ThreadingMixIn, portico.ForkingMixIn, portico.GreenMixIn, portico.AsyncMixIn]
+    handlers = [portico.BaseRequestHandler, portico.AsyncStreamRequestHandler, portico.AsyncDatagramRequestHandler]
+    bases = [portico.UnixStreamServer, portico.UnixDatagramServer, *mixed_in, *handlers, loop_presets.GreenTCPServer]
+    names = {name for base in bases for cls in base.__mro__ if "portico" in cls.__module__ for name in vars(cls)}
+    private = {name for name in names if name.startswith("_") and not name.endswith("__")}
+    assert {name for name in private if not name.startswith(("_portico_", "_abc_"))} <= stdlib
+
+
 def _code_lines(function: ast.AST, text: str) -> int:
     """Lines with code in them: no blank lines, comments or docstring."""
     source = ast.get_source_segment(text, function) or ""
@@ -88,11 +102,11 @@ def _code_lines(function: ast.AST, text: str) -> int:
     return len(lines)
 
 
-def _functions() -> Iterator[tuple[Path, str, ast.FunctionDef]]:
+def _functions() -> Iterator[tuple[Path, str, ast.FunctionDef | ast.AsyncFunctionDef]]:
     for path in MODULES:
         text = path.read_text()
         for node in ast.walk(ast.parse(text)):
-            if isinstance(node, ast.FunctionDef):
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
                 yield path, text, node
 
 

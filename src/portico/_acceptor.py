@@ -64,10 +64,10 @@ class Acceptor:
         self._loop = loop
         self._poll_interval = poll_interval
         self._flags = vars(server)
-        self._clock = server._system.monotonic
+        self._clock = server._portico_system.monotonic
         self._listening = _sockets.is_listening(getattr(server, "socket", None))
-        self._batch = server._batch_size()
-        self._gated = server._has_gate()
+        self._batch = server._portico_batch_size()
+        self._gated = server._portico_has_gate()
         self._watched: int | None = None
         self._failures = 0
         self._pause = 0.0
@@ -87,7 +87,7 @@ class Acceptor:
         (measured: with a method for each step, 85 pages and 0.2 ms a request more).
         """
         server = self._server
-        if self._turns and server._ticks and not self._flags[STOP_FLAG]:
+        if self._turns and server._portico_ticks and not self._flags[STOP_FLAG]:
             self._service_actions()
         self._turns = 1
         if self._flags[STOP_FLAG]:
@@ -102,11 +102,11 @@ class Acceptor:
             self._back_off(self._failed("ready_to_accept", error))
         if wanted != (self._watched is not None):
             self._watch(wanted)
-        if not server._may_sleep and self._resume_at is None:
+        if not server._portico_may_sleep and self._resume_at is None:
             if not idle:
                 return 0.0
-            server._prepare_to_sleep()
-        interval: float | None = self._poll_interval if server._ticks else None
+            server._portico_prepare_to_sleep()
+        interval: float | None = self._poll_interval if server._portico_ticks else None
         if self._resume_at is None:
             return interval
         pause: float = max(0.0, self._resume_at - self._clock())
@@ -153,10 +153,10 @@ class Acceptor:
             case Outcome.EMPTY:
                 return
             case Outcome.DEAD if self._closed():
-                self._server._stop()
+                self._server._portico_stop()
             case Outcome.DEAD if not _sockets.is_usable(self._server.socket, self._listening):
-                self._server._emit(ListenerDied(error))
-                self._server._stop()
+                self._server._portico_emit(ListenerDied(error))
+                self._server._portico_stop()
             case Outcome.EXHAUSTED:
                 self._back_off(error)
             case _:
@@ -172,17 +172,17 @@ class Acceptor:
         self._pause = server.accept_pause if first else min(self._pause * 2, server.accept_pause_max)
         self._resume_at = self._clock() + self._pause
         if first:
-            server._emit(AcceptPaused(error, self._pause))
+            server._portico_emit(AcceptPaused(error, self._pause))
 
     def _recovered(self) -> None:
         self._failures = 0
         if self._pause:
             self._pause = 0.0
-            self._server._emit(AcceptResumed())
+            self._server._portico_emit(AcceptResumed())
 
     def _service_actions(self) -> None:
         if self._closed():
-            self._server._stop()
+            self._server._portico_stop()
             return
         try:
             self._server.service_actions()
@@ -193,7 +193,7 @@ class Acceptor:
         """A hook raised: told and forgotten, unless the stdlib's way is asked for, where it ends the loop."""
         if self._server.stdlib_compat:
             raise error
-        self._server._emit(HookFailed(hook, error))
+        self._server._portico_emit(HookFailed(hook, error))
         return error
 
     # -- small questions

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
         """The server, as far as it matters here."""
 
         @property
-        def _lifecycle(self) -> Lifecycle: ...
+        def _portico_lifecycle(self) -> Lifecycle: ...
         def serve_forever(self, poll_interval: float | None = ...) -> None: ...
         def shutdown(self) -> None: ...
         def server_close(self) -> None: ...
@@ -49,7 +49,7 @@ class Background(Generic[ServedT]):
         self._thread = threading.Thread(target=run, args=(self._serve,), name=f"serving {type(server).__name__}")
 
     def __enter__(self) -> ServedT:
-        self._server._lifecycle.on_start = self._ready.set
+        self._server._portico_lifecycle.on_start = self._ready.set
         self._thread.start()
         self._ready.wait()
         return self._server

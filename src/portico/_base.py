@@ -59,31 +59,31 @@ class BaseServer(Serving, Generic[RequestT]):
     socket: _socket.socket
     RequestHandlerClass: Callable[[Any, Any, Any], Any]
 
-    _adopted = False
-    _socket_file: SocketFile | None = None
+    _portico_adopted = False
+    _portico_socket_file: SocketFile | None = None
 
     def __init__(
         self, server_address: Any, RequestHandlerClass: Callable[[Any, Any, Self], Any], **values: Any
     ) -> None:
         settings.apply(self, values)
-        self._check_handler(RequestHandlerClass)
+        self._portico_check_handler(RequestHandlerClass)
         if self.stdlib_compat:
             vars(self).update(settings.compat_values(self))
         self.server_address = server_address
         self.RequestHandlerClass = RequestHandlerClass
-        self._context = contextvars.copy_context()
+        self._portico_context = contextvars.copy_context()
         self.__is_shut_down = Lifecycle()  # these two under socketserver's own private names, for `_serving` and others
         self.__shutdown_request = False
 
     # -- the socket
 
-    def _open(self, bind_and_activate: bool) -> None:
+    def _portico_open(self, bind_and_activate: bool) -> None:
         """Make the socket, or adopt one, and bind it; whatever fails, nothing stays open."""
-        adopted = _sockets.existing(self.server_address, self._system)
+        adopted = _sockets.existing(self.server_address, self._portico_system)
         if adopted is not None:
-            self._adopt(adopted)
+            self._portico_adopt(adopted)
         else:
-            self._infer_family()
+            self._portico_infer_family()
             self.socket = _sockets.ServerSocket(self.address_family, self.socket_type)
         if bind_and_activate:
             try:
@@ -93,7 +93,7 @@ class BaseServer(Serving, Generic[RequestT]):
                 self.server_close()
                 raise
 
-    def _adopt(self, sock: _socket.socket) -> None:
+    def _portico_adopt(self, sock: _socket.socket) -> None:
         if sock.type != self.socket_type:
             kind = _socket.SocketKind
             if sock is not self.server_address:  # made here, of a descriptor that was ours to own
@@ -104,9 +104,9 @@ class BaseServer(Serving, Generic[RequestT]):
         self.socket = sock
         self.address_family = sock.family
         self.server_address = sock.getsockname()
-        self._adopted = True
+        self._portico_adopted = True
 
-    def _infer_family(self) -> None:
+    def _portico_infer_family(self) -> None:
         """Choose the family by the address, unless somebody has said which: a subclass, the instance, or a patch."""
         if isinstance(self.server_address, os.PathLike):
             self.server_address = os.fspath(self.server_address)
@@ -121,7 +121,7 @@ class BaseServer(Serving, Generic[RequestT]):
 
         Raises `OSError` with the reason and, on Linux, the process that holds the address.
         """
-        if not self._adopted:
+        if not self._portico_adopted:
             _sockets.set_options(
                 self.socket,
                 reuse_address=self.allow_reuse_address,
@@ -129,7 +129,7 @@ class BaseServer(Serving, Generic[RequestT]):
                 dual_stack=self.dual_stack,
             )
             mode, group = self.unix_mode, self.unix_group
-            self._socket_file = _sockets.bind(self.socket, self.server_address, mode=mode, group=group)
+            self._portico_socket_file = _sockets.bind(self.socket, self.server_address, mode=mode, group=group)
         self.server_address = self.socket.getsockname()
 
     def server_activate(self) -> None:
@@ -140,10 +140,10 @@ class BaseServer(Serving, Generic[RequestT]):
 
         Safe at any time, from any thread, and again. The mix-ins then wait for their requests (`block_on_close`).
         """
-        if self._socket_file is not None and not self.stdlib_compat:
-            self._socket_file.remove()
-        if self._loop is not None:
-            self._stop()
+        if self._portico_socket_file is not None and not self.stdlib_compat:
+            self._portico_socket_file.remove()
+        if self._portico_loop is not None:
+            self._portico_stop()
         sock = getattr(self, "socket", None)
         if sock is not None:
             sock.close()
@@ -159,17 +159,17 @@ class BaseServer(Serving, Generic[RequestT]):
         `handle_error` raises is passed on.
         """
         waits = [wait for wait in (self.socket.gettimeout(), self.timeout) if wait is not None]
-        deadline = self._system.monotonic() + min(waits) if waits else None
+        deadline = self._portico_system.monotonic() + min(waits) if waits else None
         with selector_class()() as selector:
             selector.register(self, selectors.EVENT_READ)
-            while not selector.select(None if deadline is None else deadline - self._system.monotonic()):
-                if deadline is not None and self._system.monotonic() >= deadline:
+            while not selector.select(None if deadline is None else deadline - self._portico_system.monotonic()):
+                if deadline is not None and self._portico_system.monotonic() >= deadline:
                     return self.handle_timeout()
-        self._wait_to_take(False)
+        self._portico_wait_to_take(False)
         try:
             self._handle_request_noblock()
         finally:
-            self._wait_to_take(True)
+            self._portico_wait_to_take(True)
 
     def service_actions(self) -> None:
         """Called after every turn of the loop. To override; one that raises is logged."""
@@ -212,9 +212,9 @@ class BaseServer(Serving, Generic[RequestT]):
         if self.stdlib_compat:
             logs.print_like_stdlib(client_address)
         elif is_disconnect(error, request):
-            self._emit(PeerLeft(request, client_address, error))
+            self._portico_emit(PeerLeft(request, client_address, error))
         else:
-            self._emit(RequestFailed(request, client_address, error))
+            self._portico_emit(RequestFailed(request, client_address, error))
 
     def handle_event(self, event: Event) -> None:
         """Called with whatever the server has to tell (`portico.lifecycle`). By default it is logged."""

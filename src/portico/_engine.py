@@ -47,7 +47,7 @@ class AsyncioLoop:
         """Serve until every one of them has been shut down or closed, and their requests have ended."""
         try:
             for server in servers:
-                server._serving_begins(self)
+                server._portico_serving_begins(self)
                 self.servers.append(server)
             self._acceptors = [Acceptor(server, self, poll_interval) for server in servers]
             self._turn()
@@ -58,7 +58,7 @@ class AsyncioLoop:
             for acceptor in tuple(self._acceptors):
                 acceptor.end()
             for server in self.servers:
-                server._serving_ended(self)
+                server._portico_serving_ended(self)
             if self._turn_again is not None:
                 self._turn_again.cancel()
             await self.close()
@@ -91,7 +91,7 @@ class AsyncioLoop:
 
     def release(self, server: Any) -> None:
         """A server has stopped: let it go. Its requests are waited for at the end."""
-        server._serving_ended(self)
+        server._portico_serving_ended(self)
 
     # -- turns
 

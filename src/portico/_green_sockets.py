@@ -31,8 +31,9 @@ _recv: Final = _Socket.recv
 _recv_into: Final = _Socket.recv_into
 _send: Final = _Socket.send
 _READ, _WRITE = True, False
-_DONT_WAIT: Final = getattr(socket, "MSG_DONTWAIT", 0)
-_WAIT_ALL: Final = getattr(socket, "MSG_WAITALL", 0)
+# As plain numbers: `flags & MSG_DONTWAIT` of an enum's member costs 1 us.
+_DONT_WAIT: Final = int(getattr(socket, "MSG_DONTWAIT", 0))
+_WAIT_ALL: Final = int(getattr(socket, "MSG_WAITALL", 0))
 _AGAIN: Final = (BlockingIOError, InterruptedError)
 _PROGRESS: Final = {errno.EINPROGRESS, errno.EWOULDBLOCK, errno.EAGAIN, errno.EALREADY}
 EPOLLIN: Final = getattr(select, "EPOLLIN", 1)
@@ -42,7 +43,7 @@ _PIECE: Final = 1 << 20
 class GreenSocket(Watched):
     """A `socket.socket` for green threads. Closed by whoever made it; a request's by the server."""
 
-    __slots__ = ("_home", "_hub", "_timeout")
+    __slots__ = ("_home", "_hub", "_owner", "_patience", "_timeout")
 
     def __init__(
         self, family: int = -1, type: int = -1, proto: int = -1, fileno: int | None = None,  # noqa: A002
@@ -56,13 +57,18 @@ class GreenSocket(Watched):
         self._home = hub
         """The hub whose green threads may park here; None while the socket is non-blocking for its user, too."""
         self._timeout: float | None = socket.getdefaulttimeout()
+        self._owner: GreenThread | None = None
+        """The green thread that need not ask before it reads: it is the hub's, the socket blocks, and nobody else waits
+        to read. Whoever else waits takes that away."""
+        self._patience = BUDGET
+        """Calls that may follow without waiting before others have their turn."""
 
     # -- the hot calls: measured with 64-byte echoes, each check more than these costs about 1 %
 
     def recv(self, bufsize: int, flags: int = 0, /) -> bytes:
         thread = getcurrent()
-        if flags or type(thread) is not GreenThread or thread.hub is not self._home:
-            return self._receive_flagged(bufsize, flags)
+        if flags or thread is not self._owner:
+            return self._receive(bufsize, flags)
         deadline: float | None = None
         while True:
             if self._readable:
@@ -73,18 +79,17 @@ class GreenSocket(Watched):
                 else:
                     if len(data) < bufsize:
                         self._readable = self._ended
-                    elif thread.calls < BUDGET:
-                        thread.calls += 1
+                    elif self._patience:
+                        self._patience -= 1
                     else:
-                        thread.give_way()
+                        self._give_way()
                     return data
-            deadline = self._park(thread, _READ, deadline)
+            deadline = self._park_owner(thread, deadline)
 
     def recv_into(self, buffer: Any, nbytes: int = 0, flags: int = 0, /) -> int:
         thread = getcurrent()
-        if flags or type(thread) is not GreenThread or thread.hub is not self._home:
-            return int(self._call(_READ, _recv_into, buffer, nbytes, flags, flags=flags))
-        wanted = nbytes or len(buffer)
+        if flags or thread is not self._owner:
+            return self._receive_into(buffer, nbytes, flags)
         deadline: float | None = None
         while True:
             if self._readable:
@@ -93,14 +98,14 @@ class GreenSocket(Watched):
                 except _AGAIN:
                     self._readable = self._ended
                 else:
-                    if count < wanted:
+                    if count < (nbytes or len(buffer)):
                         self._readable = self._ended
-                    elif thread.calls < BUDGET:
-                        thread.calls += 1
+                    elif self._patience:
+                        self._patience -= 1
                     else:
-                        thread.give_way()
+                        self._give_way()
                     return count
-            deadline = self._park(thread, _READ, deadline)
+            deadline = self._park_owner(thread, deadline)
 
     def sendall(self, data: Any, flags: int = 0, /) -> None:
         if type(data) is bytes and self._writable and self._home is not None:
@@ -109,15 +114,34 @@ class GreenSocket(Watched):
             except _AGAIN:
                 sent = 0
             if sent == len(data):
-                thread = getcurrent()
-                if type(thread) is GreenThread:
-                    if thread.calls < BUDGET:
-                        thread.calls += 1
-                    elif thread.hub is self._home:
-                        thread.give_way()
+                if self._patience:
+                    self._patience -= 1
+                else:
+                    self._give_way()
                 return
             data = memoryview(data)[sent:]
         self._send_rest(data, flags)
+
+    def _park_owner(self, thread: Any, deadline: float | None) -> float | None:
+        """`_park` for the owner, without the questions that need not be asked."""
+        if self._timeout is not None or not self._edges & EPOLLIN:
+            return self._park(thread, _READ, deadline)
+        self._readers = (thread,)
+        self._patience = BUDGET
+        try:
+            if not self._readiness.next():  # type: ignore[union-attr]
+                thread.hub.to_loop()
+        except BaseException:
+            self._leave(thread)
+            raise
+        return None
+
+    def _give_way(self) -> None:
+        """So many calls without waiting: now others have their turn, if this is a green thread."""
+        self._patience = BUDGET
+        thread = getcurrent()
+        if type(thread) is GreenThread and thread.hub is self._home:
+            thread.give_way()
 
     # -- the other calls that a blocking socket would block in
 
@@ -204,6 +228,7 @@ class GreenSocket(Watched):
                 raise ValueError("Timeout value out of range")
         self._timeout = value
         self._home = None if value == 0 else self._hub
+        self._owner = None
 
     def gettimeout(self) -> float | None:
         return self._timeout
@@ -232,14 +257,9 @@ class GreenSocket(Watched):
         """Wait for a try to be worth while; returns the deadline, to be handed in again. `TimeoutError` past it."""
         if deadline is None and self._timeout is not None:
             deadline = monotonic() + self._timeout
-        elif read and self._edges & EPOLLIN and not self._readers:  # the hot path: what follows, without its calls
-            self._readers = (thread,)
-            thread.calls = 0
-            thread.hub.to_loop()
-            if thread.interruption is not None:
-                self._leave(thread)
-                thread.raise_interruption()
-            return None
+        self._patience = BUDGET
+        if thread is not self._owner and read:
+            self._owner = None
         (self._await_read if read else self._await_write)(thread)
         try:
             if deadline is None:
@@ -293,15 +313,30 @@ class GreenSocket(Watched):
             waiting.register(self.fileno(), event)
             waiting.poll(None if left is None else left * 1000)
 
-    def _receive_flagged(self, bufsize: int, flags: int) -> bytes:
-        if flags != _WAIT_ALL:
-            return self._call(_READ, _recv, bufsize, flags, flags=flags)  # type: ignore[no-any-return]
-        pieces = []
-        while bufsize:
-            piece = self.recv(bufsize)
-            pieces.append(piece)
-            bufsize = bufsize - len(piece) if piece else 0
-        return b"".join(pieces)
+    def _receive(self, bufsize: int, flags: int) -> bytes:
+        if not flags and self._may_own():
+            return self.recv(bufsize)
+        if flags == _WAIT_ALL:
+            pieces = []
+            while bufsize:
+                piece = self.recv(bufsize)
+                pieces.append(piece)
+                bufsize = bufsize - len(piece) if piece else 0
+            return b"".join(pieces)
+        return self._call(_READ, _recv, bufsize, flags, flags=flags)  # type: ignore[no-any-return]
+
+    def _receive_into(self, buffer: Any, nbytes: int, flags: int) -> int:
+        if not flags and self._may_own():
+            return self.recv_into(buffer, nbytes)
+        return int(self._call(_READ, _recv_into, buffer, nbytes, flags, flags=flags))
+
+    def _may_own(self) -> bool:
+        """Make the thread that runs the owner, if it is one of the hub's and nobody else waits to read."""
+        thread = getcurrent()
+        if type(thread) is not GreenThread or thread.hub is not self._home or self._readers:
+            return False
+        self._owner = thread
+        return True
 
     def _send_rest(self, data: Any, flags: int) -> None:
         """All of it, by one deadline for the whole (Python's rule for sendall)."""

@@ -120,7 +120,7 @@ class Loop:
 
     def release(self, server: Any) -> None:
         """A server has stopped: let it end, which lets its `shutdown` return."""
-        server._serving_ended(self)
+        server._portico_serving_ended(self)
 
     def close(self) -> None:
         """Free the loop's own descriptors; what was watched stays open."""

@@ -102,12 +102,12 @@ class OnLoop(Serving):
     block_on_close: bool = settings.BLOCK_ON_CLOSE.default
     event_loop: str = settings.EVENT_LOOP.default
 
-    _serve_in = staticmethod(_engine.serve)
-    _engine: AsyncioLoop | None = None
-    _requests: Requests
-    _requests_so_far: tuple[Requests, ...] = ()
+    _portico_serve_in = staticmethod(_engine.serve)
+    _portico_engine: AsyncioLoop | None = None
+    _portico_requests: Requests
+    _portico_requests_so_far: tuple[Requests, ...] = ()
     """Of this loop, and of earlier ones whose requests have not all ended."""
-    _answering: socket.socket | None = None
+    _portico_answering: socket.socket | None = None
     """What datagram handlers answer through: the server's own socket once more, as one that does not block the loop."""
 
     async def serve_async(self, poll_interval: float | None = 0.5) -> None:
@@ -116,87 +116,96 @@ class OnLoop(Serving):
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Start the request on the loop. Without a loop of ours, as in `handle_request`, run it to its end."""
-        if self._engine is None:
-            _engine.run(self._run_alone(request, client_address), self.event_loop)
+        if self._portico_engine is None:
+            _engine.run(self._portico_run_alone(request, client_address), self.event_loop)
         else:
-            self._start(self._engine, self._suited(self._engine, request), client_address)
+            self._portico_start(
+                self._portico_engine, self._portico_suited(self._portico_engine, request), client_address
+            )
 
     def server_close(self) -> None:
         """Close the server, which ends its requests, and wait until they have ended (`block_on_close`)."""
-        if self._loop is not None:
-            self._stop()
+        if self._portico_loop is not None:
+            self._portico_stop()
         super().server_close()
-        for requests in self._requests_so_far:
+        for requests in self._portico_requests_so_far:
             requests.close_now(wait=self.block_on_close)
 
     # -- for the ways to run to say
 
-    def _start(self, engine: AsyncioLoop, request: Any, client_address: Any) -> Awaitable[object]:
+    def _portico_start(self, engine: AsyncioLoop, request: Any, client_address: Any) -> Awaitable[object]:
         """Start one request, add it to `_requests`, and return what waits for its end."""
         raise NotImplementedError
 
-    def _cancel(self, request: Any) -> None:
+    def _portico_cancel(self, request: Any) -> None:
         """Raise something in a request where it waits."""
         raise NotImplementedError
 
-    def _make_socket(self, engine: AsyncioLoop, family: int, kind: int, proto: int, descriptor: int) -> socket.socket:
+    def _portico_make_socket(
+        self, engine: AsyncioLoop, family: int, kind: int, proto: int, descriptor: int
+    ) -> socket.socket:
         """The socket that a handler gets, of a descriptor that is its own from here on."""
         raise NotImplementedError
 
     # -- what the engine asks and tells
 
-    def _suited(self, engine: AsyncioLoop, request: Any) -> Any:
+    def _portico_suited(self, engine: AsyncioLoop, request: Any) -> Any:
         """The request with a socket that leaves the loop alone. What is no plain socket (TLS, an object) stays."""
         if type(request) is socket.socket:
-            return self._taken_over(engine, request)
+            return self._portico_taken_over(engine, request)
         if isinstance(request, tuple) and len(request) == 2 and isinstance(request[1], socket.socket):
-            if self._answering is None:
-                self._answering = self._taken_over(engine, request[1].dup())
+            if self._portico_answering is None:
+                self._portico_answering = self._portico_taken_over(engine, request[1].dup())
                 engine.closing.callback(set_blocking_again, request[1])  # the mode is the file's, which both share
-                engine.closing.callback(self._answering.close)
-            return request[0], self._answering
+                engine.closing.callback(self._portico_answering.close)
+            return request[0], self._portico_answering
         return request
 
-    def _taken_over(self, engine: AsyncioLoop, sock: socket.socket) -> socket.socket:
+    def _portico_taken_over(self, engine: AsyncioLoop, sock: socket.socket) -> socket.socket:
         timeout = sock.gettimeout()
-        sock_on_loop = self._make_socket(engine, int(sock.family), int(sock.type), sock.proto, sock.detach())
+        sock_on_loop = self._portico_make_socket(engine, int(sock.family), int(sock.type), sock.proto, sock.detach())
         sock_on_loop.settimeout(timeout)
         return sock_on_loop
 
-    async def _run_alone(self, request: Any, client_address: Any) -> None:
+    async def _portico_run_alone(self, request: Any, client_address: Any) -> None:
         """One request on a loop of its own."""
         engine = _engine.AsyncioLoop(asyncio.get_running_loop())
-        self._join(engine)
+        self._portico_join(engine)
         try:
-            await self._start(engine, self._suited(engine, request), client_address)
+            await self._portico_start(engine, self._portico_suited(engine, request), client_address)
         finally:
-            self._leave()
+            self._portico_leave()
             await engine.close()
 
-    def _join(self, engine: AsyncioLoop) -> None:
+    def _portico_join(self, engine: AsyncioLoop) -> None:
         """Have requests run on this loop from now on."""
-        self._engine = engine
-        self._requests = Requests(engine.loop, cancel=self._cancel, abandoned=self._tell_of_abandoned)
-        engine.requests.append(self._requests)
-        self._requests_so_far = (*(old for old in self._requests_so_far if not old.over), self._requests)
+        self._portico_engine = engine
+        self._portico_requests = Requests(
+            engine.loop, cancel=self._portico_cancel, abandoned=self._portico_tell_of_abandoned
+        )
+        engine.requests.append(self._portico_requests)
+        self._portico_requests_so_far = (
+            *(old for old in self._portico_requests_so_far if not old.over),
+            self._portico_requests,
+        )
 
-    def _leave(self) -> None:
+    def _portico_leave(self) -> None:
         """No further request will run there; those that do, go on, unless nobody wants to wait for them."""
-        self._engine = self._answering = None
-        self._requests.close(at_once=self.daemon_threads or not self.block_on_close)
+        self._portico_engine = self._portico_answering = None
+        self._portico_requests.close(at_once=self.daemon_threads or not self.block_on_close)
 
-    def _serving_begins(self, loop: AsyncioLoop) -> None:
-        super()._serving_begins(loop)
-        self._join(loop)
+    def _portico_serving_begins(self, loop: AsyncioLoop) -> None:
+        super()._portico_serving_begins(loop)
+        self._portico_join(loop)
         if isinstance(self.socket, ServerSocket):
-            self.socket.make_connection = partial(self._make_socket, loop)
+            self.socket.make_connection = partial(self._portico_make_socket, loop)
 
-    def _serving_ended(self, loop: AsyncioLoop) -> None:
-        if self._loop is loop:
+    def _portico_serving_ended(self, loop: AsyncioLoop) -> None:
+        if self._portico_loop is loop:
             if isinstance(self.socket, ServerSocket):
                 self.socket.make_connection = socket.socket
-            self._leave()
-        super()._serving_ended(loop)
+            self._portico_leave()
+        super()._portico_serving_ended(loop)
 
-    def _tell_of_abandoned(self, number: int) -> None:
+    def _portico_tell_of_abandoned(self, number: int) -> None:
         logs.emit(self, RequestsAbandoned(number))

@@ -17,7 +17,7 @@ import weakref
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
 
 __all__ = ["EpollSet", "FutureWaiter", "LoopSet", "Readiness", "Waiter", "Watched", "readiness"]
 
@@ -41,7 +41,8 @@ _ROUNDS: Final = 4
 class Waiter(Protocol):
     """Who is woken: by a call, in the loop's thread, that may come without reason."""
 
-    def switch(self) -> object: ...
+    def switch(self) -> object:
+        """Go on with it. True if that was only noted; a green thread runs, and somebody must switch back."""
 
 
 class FutureWaiter:
@@ -52,9 +53,10 @@ class FutureWaiter:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.future: asyncio.Future[None] = loop.create_future()
 
-    def switch(self) -> None:
+    def switch(self) -> bool:
         if not self.future.done():
             self.future.set_result(None)
+        return True
 
 
 class Watched(socket.socket):
@@ -100,6 +102,19 @@ class Watched(socket.socket):
             self._writers = (*self._writers, waiter)
         if not self._edges & _OUT and self._readiness is not None:
             self._readiness.watch(self, _OUT)
+
+    def _told(self, bits: int) -> tuple[Waiter, ...]:
+        """Believe what an event says, and return whom it concerns."""
+        waiters: tuple[Waiter, ...] = ()
+        if bits & _READ:
+            self._readable = True
+            if bits & _LAST:
+                self._ended = True
+            waiters, self._readers = self._readers, ()
+        if bits & _WRITE:
+            self._writable = True
+            waiters, self._writers = waiters + self._writers, ()
+        return waiters
 
     def _leave(self, waiter: Waiter) -> None:
         """Wake `waiter` no more."""
@@ -170,6 +185,10 @@ class Readiness:
             except RuntimeError:  # the loop is closed, and nobody can be waiting there any more
                 return
 
+    def next(self) -> bool:
+        """Wake whom an event concerns that is known already; False if there is none."""
+        return False
+
     def watch(self, sock: Watched, edge: int) -> None:
         raise NotImplementedError
 
@@ -197,6 +216,7 @@ class EpollSet(Readiness):
         self._epoll = select.epoll()
         # Weak, so that a socket that its owner has dropped is closed, and leaves the kernel's set, by itself.
         self._sockets: dict[int, Callable[[], Watched | None]] = {}
+        self._rest: Iterator[tuple[int, int]] = iter(())
         loop.add_reader(self._epoll.fileno(), self._take)
 
     def watch(self, sock: Watched, edge: int) -> None:
@@ -237,44 +257,45 @@ class EpollSet(Readiness):
 
     def _take(self) -> None:
         poll = self._epoll.poll
-        for _ in range(_ROUNDS):
-            events = poll(0, _EVENTS)
-            if not events:
-                return
-            self.turn()
-            self._deliver(events)
-            if self._epoll.closed:
-                return
-
-    def _deliver(self, events: list[tuple[int, int]]) -> None:
-        """Wake whom the events concern. The hot path: one call a wake-up, whatever the waiter then does."""
-        sockets = self._sockets
-        rest = iter(events)
         try:
-            for descriptor, bits in rest:
-                known = sockets.get(descriptor)
-                sock = None if known is None else known()
-                if sock is None:
-                    continue
-                if bits & _READ:
-                    sock._readable = True
-                    if bits & _LAST:
-                        sock._ended = True
-                    readers = sock._readers
-                    if readers:
-                        sock._readers = ()
-                        for waiter in readers:
-                            waiter.switch()
-                if bits != _IN and bits & _WRITE:
-                    sock._writable = True
-                    writers = sock._writers
-                    if writers:
-                        sock._writers = ()
-                        for waiter in writers:
-                            waiter.switch()
-        except BaseException:  # Ctrl-C: these edges are not told again
-            self._loop.call_soon(self._deliver, list(rest))
+            for _ in range(_ROUNDS):
+                while self.next():
+                    pass
+                if self._epoll.closed:
+                    return
+                events = poll(0, _EVENTS)
+                if not events:
+                    return
+                self.turn()
+                self._rest = iter(events)
+            while self.next():
+                pass
+        except BaseException:  # Ctrl-C: the edges that are left are not told again
+            self._loop.call_soon(self._take)
             raise
+
+    def next(self) -> bool:
+        """Wake whom the next event concerns. The hot path, with `recv`: one call a message.
+
+        False if there is no event left. The loop calls it, and so does each green thread that parks, and thus switches
+        straight to the next one (measured: 0.1 us of 5 less than by way of the loop, with two switches a message).
+        """
+        sockets = self._sockets
+        for descriptor, bits in self._rest:
+            known = sockets.get(descriptor)
+            sock = None if known is None else known()
+            if sock is None:
+                continue
+            if bits == _IN:
+                sock._readable = True
+                waiters, sock._readers = sock._readers, ()
+            else:
+                waiters = sock._told(bits)
+            if len(waiters) > 1:
+                self.wake(waiters[1:])
+            if waiters and not waiters[0].switch():
+                return True
+        return False
 
 
 class LoopSet(Readiness):

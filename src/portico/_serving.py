@@ -39,16 +39,16 @@ class Serving:
     accept_pause: float = settings.ACCEPT_PAUSE.default
     accept_pause_max: float = settings.ACCEPT_PAUSE_MAX.default
 
-    _system = System()
-    _loop: Any = None
+    _portico_system = System()
+    _portico_loop: Any = None
     """Whoever waits for this server's requests while it serves; at the least it can `wake`."""
-    _ticks = False
+    _portico_ticks = False
     """Whether the loop has to call `service_actions`, after every turn and every `poll_interval` seconds."""
-    _may_sleep = True
+    _portico_may_sleep = True
     """Whether the loop may wait for long; if not, it calls `_prepare_to_sleep` before it does."""
-    _serve_in: Callable[[list[Any], float | None], None] | None = None
+    _portico_serve_in: Callable[[list[Any], float | None], None] | None = None
     """The loop that this way to run needs, as a function that serves; None where a blocking one will do."""
-    _handlers_are_async = False
+    _portico_handlers_are_async = False
     _BaseServer__shutdown_request = StopFlag()
 
     if TYPE_CHECKING:
@@ -81,11 +81,11 @@ class Serving:
         one return at once; after a loop has ended it changes nothing. The socket stays open (the stdlib's rule): new
         clients wait in the backlog until `server_close`.
         """
-        lifecycle = self._lifecycle
+        lifecycle = self._portico_lifecycle
         with lifecycle.lock:
             if lifecycle.state is State.STOPPED:
                 return
-            self._stop()
+            self._portico_stop()
         if lifecycle.runs_in_another_thread:
             lifecycle.wait()
 
@@ -104,20 +104,20 @@ class Serving:
 
     # -- what the loop asks and tells
 
-    _emit = logs.emit
+    _portico_emit = logs.emit
 
-    def _check_handler(self, handler: Any) -> None:
+    def _portico_check_handler(self, handler: Any) -> None:
         """Raise `HandlerError` for a handler of the other kind: it would block the loop, or never be awaited."""
         handler = getattr(handler, "func", handler)  # functools.partial
         code = getattr(getattr(handler, "handle", handler), "__code__", None)
         is_async = code is not None and bool(code.co_flags & _CO_COROUTINE)
         name, server = getattr(handler, "__qualname__", handler), type(self).__name__
-        if is_async and not self._handlers_are_async:
+        if is_async and not self._portico_handlers_are_async:
             raise HandlerError(
                 f"{name} is asynchronous, and {server} runs blocking handlers: give it to a server with AsyncMixIn "
                 "(AsyncTCPServer ...), or make it a plain def"
             )
-        if not self._handlers_are_async or not isinstance(handler, type):
+        if not self._portico_handlers_are_async or not isinstance(handler, type):
             return
         if not is_async:
             raise HandlerError(
@@ -151,63 +151,63 @@ class Serving:
             raise
         return True
 
-    def _overridden(self, name: str) -> bool:
+    def _portico_overridden(self, name: str) -> bool:
         """Whether a hook is somebody else's: neither Portico's own nor the standard library's."""
         module = getattr(getattr(type(self), name), "__module__", "")
         return name in vars(self) or not module.startswith((f"{__package__}.", "socketserver"))
 
-    def _batch_size(self) -> int:
+    def _portico_batch_size(self) -> int:
         """Requests per wake-up. One, as in the stdlib, wherever taking one more might block or skip a hook."""
         sock = getattr(self, "socket", None)
         blocks = sock is None or sock.gettimeout() or not _sockets.can_take_without_waiting(self.socket_type)
-        foreign = self._overridden("get_request") or self._overridden("service_actions")
+        foreign = self._portico_overridden("get_request") or self._portico_overridden("service_actions")
         # The stdlib's own datagram servers know no way to receive without waiting.
-        blocks = blocks or (self.socket_type == _socket.SOCK_DGRAM and not hasattr(self, "_receive_flags"))
+        blocks = blocks or (self.socket_type == _socket.SOCK_DGRAM and not hasattr(self, "_portico_receive_flags"))
         return 1 if blocks or foreign else self.accept_batch
 
-    def _wait_to_take(self, wait: bool) -> None:
+    def _portico_wait_to_take(self, wait: bool) -> None:
         """Whether `get_request` may block. Not once a request was seen: it can vanish before it is taken."""
         if _sockets.is_listening(self.socket):
             (_sockets.set_blocking_again if wait else _sockets.make_nonblocking)(self.socket)
 
-    def _has_gate(self) -> bool:
+    def _portico_has_gate(self) -> bool:
         """Whether `ready_to_accept` says anything, so that it must be asked before each request."""
         return "ready_to_accept" in vars(self) or type(self).ready_to_accept is not Serving.ready_to_accept
 
-    def _prepare_to_sleep(self) -> None:
-        self._may_sleep = True
+    def _portico_prepare_to_sleep(self) -> None:
+        self._portico_may_sleep = True
 
-    def _stop(self) -> None:
+    def _portico_stop(self) -> None:
         self._BaseServer__shutdown_request = True
 
     @property
-    def _lifecycle(self) -> Lifecycle:
+    def _portico_lifecycle(self) -> Lifecycle:
         """The state, in place of the plain event that a server of the standard library has made for itself."""
         state = vars(self).get(LOOP_ENDED)
         if not isinstance(state, Lifecycle):
             # By setdefault, so that of two threads that come here at once both get the same.
-            state = vars(self)[LOOP_ENDED] = vars(self).setdefault("_own_lifecycle", Lifecycle())
+            state = vars(self)[LOOP_ENDED] = vars(self).setdefault("_portico_own_lifecycle", Lifecycle())
         return state
 
-    def _serving_begins(self, loop: Any) -> None:
-        self._check_handler(getattr(self, "RequestHandlerClass", None))
-        self._lifecycle.clear()
-        self._loop = loop
-        self._wait_to_take(False)
+    def _portico_serving_begins(self, loop: Any) -> None:
+        self._portico_check_handler(getattr(self, "RequestHandlerClass", None))
+        self._portico_lifecycle.clear()
+        self._portico_loop = loop
+        self._portico_wait_to_take(False)
         own = isinstance(getattr(self, "socket", None), _sockets.ServerSocket)
         # A socket that somebody else made does not tell when it is closed: that has to be looked for.
-        self._ticks = not own or self._overridden("service_actions")
+        self._portico_ticks = not own or self._portico_overridden("service_actions")
         if own:
-            self.socket.on_close = self._stop  # type: ignore[attr-defined]
+            self.socket.on_close = self._portico_stop  # type: ignore[attr-defined]
 
-    def _serving_ended(self, loop: Any) -> None:
-        if self._loop is not loop:
+    def _portico_serving_ended(self, loop: Any) -> None:
+        if self._portico_loop is not loop:
             return
-        self._loop = None
-        self._wait_to_take(True)
+        self._portico_loop = None
+        self._portico_wait_to_take(True)
         if isinstance(getattr(self, "socket", None), _sockets.ServerSocket):
             del self.socket.on_close  # type: ignore[attr-defined]
-        lifecycle = self._lifecycle
+        lifecycle = self._portico_lifecycle
         with lifecycle.lock:
             lifecycle.end()
             self._BaseServer__shutdown_request = False
@@ -233,7 +233,7 @@ def request_context(server: object) -> contextvars.Context:
     A loop in a bare `threading.Thread` has none before Python 3.14; then those count with which the server was made.
     """
     context = contextvars.copy_context()
-    made_with: contextvars.Context | None = getattr(server, "_context", None)
+    made_with: contextvars.Context | None = getattr(server, "_portico_context", None)
     return context if len(context) or made_with is None else made_with.copy()
 
 
@@ -245,17 +245,17 @@ def serve_together(servers: Iterable[Serving], poll_interval: float | None = 0.5
     servers may share it safely.
     """
     every = list(servers)
-    loops = [server._serve_in for server in every if server._serve_in is not None]
+    loops = [server._portico_serve_in for server in every if server._portico_serve_in is not None]
     (loops or [_serve_blocking])[0](every, poll_interval)
 
 
 def _serve_blocking(servers: list[Any], poll_interval: float | None) -> None:
-    with Loop(selector_class(), Serving._system) as loop:
+    with Loop(selector_class(), Serving._portico_system) as loop:
         try:
             for server in servers:
-                server._serving_begins(loop)
+                server._portico_serving_begins(loop)
                 loop.servers.append(server)
             serve(loop, [Acceptor(server, loop, poll_interval) for server in loop.servers])
         finally:
             for server in loop.servers:
-                server._serving_ended(loop)
+                server._portico_serving_ended(loop)

@@ -33,6 +33,8 @@ __all__ = [
 
 _Socket: Any = socket.SocketType
 _AGAIN: Final = (BlockingIOError, InterruptedError)
+_recv: Final = _Socket.recv
+_send: Final = _Socket.send
 _READ, _WRITE = True, False
 _BUDGET: Final = 64
 """Calls on a socket without waiting before others have their turn."""
@@ -45,27 +47,53 @@ class AsyncSocket(Watched):
     Timeouts are asyncio's: `async with asyncio.timeout(5): ...`. A request's is closed by the server.
     """
 
-    __slots__ = ("_calls", "_loop")
+    __slots__ = ("_loop", "_patience")
 
     def __init__(self, family: int, kind: int, proto: int, descriptor: int, *, engine: AsyncioLoop) -> None:
         super().__init__(family, kind, proto, descriptor, readiness=engine.readiness)
         self._loop = engine.loop
-        self._calls = 0
+        self._patience = _BUDGET
+
+    # -- the hot calls: no further coroutine where nothing has to be waited for
 
     async def recv(self, bufsize: int, flags: int = 0, /) -> bytes:  # type: ignore[override]
         """At most so many bytes, b"" at the end of the stream."""
         while True:
             if self._readable:
                 try:
-                    data: bytes = _Socket.recv(self, bufsize, flags)
+                    data: bytes = _recv(self, bufsize, flags)
                 except _AGAIN:
                     self._readable = self._ended
                 else:
                     if len(data) < bufsize and not flags:
                         self._readable = self._ended
-                    await self._fairly()
+                    elif self._patience:
+                        self._patience -= 1
+                    else:
+                        await self._give_way()
                     return data
             await self._wait(_READ)
+
+    async def sendall(self, data: Any, flags: int = 0, /) -> None:  # type: ignore[override]
+        """All of it."""
+        if type(data) is bytes and self._writable:
+            try:
+                sent = _send(self, data, flags)
+            except _AGAIN:
+                sent = 0
+            if sent == len(data):
+                if self._patience:
+                    self._patience -= 1
+                else:
+                    await self._give_way()
+                return
+            data = memoryview(data)[sent:]
+        with memoryview(data) as view, view.cast("B") as rest:
+            sent = 0
+            while sent < len(rest):
+                sent += await self._call(_WRITE, _send, rest[sent:], flags)
+
+    # -- the others
 
     async def recv_into(self, buffer: Any, nbytes: int = 0, flags: int = 0, /) -> int:  # type: ignore[override]
         """As `recv`, into a buffer; returns how many bytes."""
@@ -80,13 +108,6 @@ class AsyncSocket(Watched):
         """As `recvfrom`, into a buffer."""
         found: tuple[int, Any] = await self._call(_READ, _Socket.recvfrom_into, buffer, nbytes, flags)
         return found
-
-    async def sendall(self, data: Any, flags: int = 0, /) -> None:  # type: ignore[override]
-        """All of it."""
-        with memoryview(data) as view, view.cast("B") as rest:
-            sent = 0
-            while sent < len(rest):
-                sent += await self._call(_WRITE, _Socket.send, rest[sent:], flags)
 
     async def sendto(self, data: Any, *flags_and_address: Any) -> int:  # type: ignore[override]
         """One datagram."""
@@ -123,25 +144,28 @@ class AsyncSocket(Watched):
                             await asyncio.sleep(0.001)
                             continue
                 else:
-                    await self._fairly()
+                    if self._patience:
+                        self._patience -= 1
+                    else:
+                        await self._give_way()
                     return result
             await self._wait(read)
 
-    async def _fairly(self) -> None:
-        """A connection that always has more must not keep the others waiting."""
-        self._calls += 1
-        if self._calls > _BUDGET:
-            self._calls = 0
-            await asyncio.sleep(0)
+    async def _give_way(self) -> None:
+        """So many calls without waiting: a connection that always has more must not keep the others waiting."""
+        self._patience = _BUDGET
+        await asyncio.sleep(0)
 
     async def _wait(self, read: bool) -> None:
-        self._calls = 0
+        """Until a try is worth while."""
+        self._patience = _BUDGET
         waiter = FutureWaiter(self._loop)
         (self._await_read if read else self._await_write)(waiter)
         try:
             await waiter.future
-        finally:
+        except BaseException:
             self._leave(waiter)
+            raise
 
 
 class AsyncBaseRequestHandler(Generic[ServerT, RequestT]):
@@ -162,9 +186,9 @@ class AsyncBaseRequestHandler(Generic[ServerT, RequestT]):
         self.server = server
 
     def __await__(self) -> Generator[Any, Any, None]:
-        return self._run().__await__()
+        return self._portico_run().__await__()
 
-    async def _run(self) -> None:
+    async def _portico_run(self) -> None:
         await self.setup()
         try:
             await self.handle()
@@ -268,17 +292,19 @@ class AsyncMixIn(OnLoop):
         finally:
             end_request(self, request)
 
-    _handlers_are_async = True
+    _portico_handlers_are_async = True
 
-    def _start(self, engine: AsyncioLoop, request: Any, client_address: Any) -> Awaitable[object]:
+    def _portico_start(self, engine: AsyncioLoop, request: Any, client_address: Any) -> Awaitable[object]:
         run = self.process_request_task(request, client_address)
         task = engine.loop.create_task(run, context=request_context(self))
-        self._requests.add(task)
-        task.add_done_callback(self._requests.discard)
+        self._portico_requests.add(task)
+        task.add_done_callback(self._portico_requests.discard)
         return task
 
-    def _cancel(self, request: asyncio.Task[None]) -> None:
+    def _portico_cancel(self, request: asyncio.Task[None]) -> None:
         request.cancel()
 
-    def _make_socket(self, engine: AsyncioLoop, family: int, kind: int, proto: int, descriptor: int) -> AsyncSocket:
+    def _portico_make_socket(
+        self, engine: AsyncioLoop, family: int, kind: int, proto: int, descriptor: int
+    ) -> AsyncSocket:
         return AsyncSocket(family, kind, proto, descriptor, engine=engine)

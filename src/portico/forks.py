@@ -45,34 +45,34 @@ class ForkingMixIn(_Base):
     max_children: int = settings.MAX_CHILDREN.default
     block_on_close: bool = settings.BLOCK_ON_CLOSE.default
 
-    _system = System()
-    _child_watch: _ChildWatch | None = None
-    _looked_for_threads = False
-    _warned_of_threads = False
+    _portico_system = System()
+    _portico_child_watch: _ChildWatch | None = None
+    _portico_looked_for_threads = False
+    _portico_warned_of_threads = False
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Fork a child for the request. Raises `Overloaded` if there is none to be had."""
         if self.active_children is not None and len(self.active_children) >= self.max_children:
-            self._wait_for_room()
-        if not self._looked_for_threads:
-            self._look_for_threads()
+            self._portico_wait_for_room()
+        if not self._portico_looked_for_threads:
+            self._portico_look_for_threads()
         try:
-            pid = self._system.fork()
+            pid = self._portico_system.fork()
         except OSError as error:
             raise Overloaded(f"no process for a request ({error})") from error
         if pid == 0:
-            self._run_child(request, client_address)
+            self._portico_run_child(request, client_address)
         if self.active_children is None:
             self.active_children = set()
         self.active_children.add(pid)
-        self._may_sleep = False
+        self._portico_may_sleep = False
         self.close_request(request)
 
     def collect_children(self, *, blocking: bool = False) -> None:
         """Reap the children that have ended; with `blocking`, wait for all of them. Never anybody else's."""
         for pid in tuple(self.active_children or ()):
-            if self._system.reaped(pid, block=blocking):
-                self._forget(pid)
+            if self._portico_system.reaped(pid, block=blocking):
+                self._portico_forget(pid)
 
     def ready_to_accept(self) -> bool:
         """Whether another child may be started (`max_children`)."""
@@ -93,56 +93,58 @@ class ForkingMixIn(_Base):
     def server_close(self) -> None:
         """Close the server, then wait for its children (`block_on_close`), without a deadline."""
         super().server_close()
-        if getattr(self, "_loop", None) is not None:
+        if getattr(self, "_portico_loop", None) is not None:
             # The loop reaps, too, and in its own thread: let it end first. Not by an override that closes as well.
             BaseServer.shutdown(self)
         self.collect_children(blocking=self.block_on_close)
-        self._end_watch()
+        self._portico_end_watch()
 
     # -- in the parent
 
-    def _prepare_to_sleep(self) -> None:
+    def _portico_prepare_to_sleep(self) -> None:
         """Have the loop woken by children's ends. Not done at the fork: a busy server reaps without being woken."""
         self.collect_children()
-        if self.active_children and not self._watch(self.active_children):
-            self._ticks = True  # it will not see all of them end: let it look now and then
-        self._look_for_threads()
-        super()._prepare_to_sleep()
+        if self.active_children and not self._portico_watch(self.active_children):
+            self._portico_ticks = True  # it will not see all of them end: let it look now and then
+        self._portico_look_for_threads()
+        super()._portico_prepare_to_sleep()
 
-    def _serving_begins(self, loop: Loop) -> None:
-        super()._serving_begins(loop)
-        self._may_sleep = not self.active_children  # an earlier loop may have left some
+    def _portico_serving_begins(self, loop: Loop) -> None:
+        super()._portico_serving_begins(loop)
+        self._portico_may_sleep = not self.active_children  # an earlier loop may have left some
 
-    def _serving_ended(self, loop: Loop) -> None:
+    def _portico_serving_ended(self, loop: Loop) -> None:
         try:
-            if self._loop is loop:
-                self._end_watch()
+            if self._portico_loop is loop:
+                self._portico_end_watch()
         finally:
-            super()._serving_ended(loop)  # whatever happens: `shutdown()` waits for it
+            super()._portico_serving_ended(loop)  # whatever happens: `shutdown()` waits for it
 
-    def _watch(self, children: set[int]) -> bool:
+    def _portico_watch(self, children: set[int]) -> bool:
         """Watch those children that are not watched yet; whether all of them are."""
-        if self._child_watch is None:
-            self._child_watch = _ChildWatch(getattr(self, "_loop", None), self._system, self._reap)
-        unseen = [pid for pid in children if not self._child_watch.add(pid)]
+        if self._portico_child_watch is None:
+            self._portico_child_watch = _ChildWatch(
+                getattr(self, "_portico_loop", None), self._portico_system, self._portico_reap
+            )
+        unseen = [pid for pid in children if not self._portico_child_watch.add(pid)]
         return not unseen
 
-    def _end_watch(self) -> None:
-        if self._child_watch is not None:
-            self._child_watch.close()
-            self._child_watch = None
+    def _portico_end_watch(self) -> None:
+        if self._portico_child_watch is not None:
+            self._portico_child_watch.close()
+            self._portico_child_watch = None
 
-    def _reap(self, pid: int) -> None:
-        if self._system.reaped(pid):
-            self._forget(pid)
+    def _portico_reap(self, pid: int) -> None:
+        if self._portico_system.reaped(pid):
+            self._portico_forget(pid)
 
-    def _forget(self, pid: int) -> None:
+    def _portico_forget(self, pid: int) -> None:
         if self.active_children is not None:
             self.active_children.discard(pid)
-        if self._child_watch is not None:
-            self._child_watch.remove(pid)
+        if self._portico_child_watch is not None:
+            self._portico_child_watch.remove(pid)
 
-    def _wait_for_room(self) -> None:
+    def _portico_wait_for_room(self) -> None:
         """Wait until a child may be started, where nobody asked `ready_to_accept` before taking the request.
 
         That is in `handle_request` and in the stdlib's loop; Portico's does not take what it cannot run. The wish to
@@ -151,23 +153,23 @@ class ForkingMixIn(_Base):
         while not self.ready_to_accept():
             if vars(self).get(STOP_FLAG):
                 raise Overloaded(f"all {self.max_children} children are busy, and the server is stopping")
-            self._system.sleep(_LOOK_AGAIN)
+            self._portico_system.sleep(_LOOK_AGAIN)
 
-    def _look_for_threads(self) -> None:
+    def _portico_look_for_threads(self) -> None:
         """At the first fork, and whenever the loop is idle: to look at every fork would cost 50 pages."""
-        self._looked_for_threads = True
-        others = self._system.threads() - 1
-        if others > 0 and not self._warned_of_threads:
-            self._warned_of_threads = True
+        self._portico_looked_for_threads = True
+        others = self._portico_system.threads() - 1
+        if others > 0 and not self._portico_warned_of_threads:
+            self._portico_warned_of_threads = True
             logs.emit(self, ForkedWithThreads(others))
 
     # -- in the child
 
-    def _run_child(self, request: Any, client_address: Any) -> NoReturn:
+    def _portico_run_child(self, request: Any, client_address: Any) -> NoReturn:
         """Run the request and end the process: status 0, or 1 after any exception (the stdlib's rule)."""
         status = 1
         try:
-            self._drop_inherited(request)
+            self._portico_drop_inherited(request)
             self.finish_request(request, client_address)
             status = 0
         except Exception:
@@ -176,18 +178,22 @@ class ForkingMixIn(_Base):
             try:
                 end_request(self, request)
             finally:
-                self._system.exit_child(status)
+                self._portico_system.exit_child(status)
 
-    def _drop_inherited(self, request: Any) -> None:
+    def _portico_drop_inherited(self, request: Any) -> None:
         """Close what belongs to the parent: the listener, and other servers' that the same loop serves.
 
         A child that kept a listener would hold the port, and the clients in its backlog, after the parent has ended.
         A datagram server's socket stays: it is part of the request. The loop and the watch over the siblings are only
         forgotten, so that nothing here reaches the parent through what they share; closing them would cost more.
         """
-        loop: Loop | None = getattr(self, "_loop", None)
-        self._of_the_parent = (loop, self._child_watch, self.active_children)  # kept, as freeing touches memory, too
-        self._loop = self._child_watch = self.active_children = None
+        loop: Loop | None = getattr(self, "_portico_loop", None)
+        self._portico_of_the_parent = (
+            loop,
+            self._portico_child_watch,
+            self.active_children,
+        )  # kept, as freeing touches memory, too
+        self._portico_loop = self._portico_child_watch = self.active_children = None
         if getattr(self, "stdlib_compat", False):
             return
         kept = request[-1] if isinstance(request, tuple) and request else request

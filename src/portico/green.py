@@ -64,20 +64,22 @@ class GreenMixIn(OnLoop):
     def thread_finished(self) -> None:
         """Called once in every request's green thread, last of all, even after an error. To override."""
 
-    def _start(self, engine: AsyncioLoop, request: Any, client_address: Any) -> Awaitable[object]:
+    def _portico_start(self, engine: AsyncioLoop, request: Any, client_address: Any) -> Awaitable[object]:
         job = self.process_request_thread, request, client_address
-        thread: GreenThread = engine.hub.request(self._requests, request_context(self), job)
+        thread: GreenThread = engine.hub.request(self._portico_requests, request_context(self), job)
         thread.start()
         return thread
 
-    def _cancel(self, request: GreenThread) -> None:
+    def _portico_cancel(self, request: GreenThread) -> None:
         request.interrupt(GreenletExit())
 
-    def _make_socket(self, engine: AsyncioLoop, family: int, kind: int, proto: int, descriptor: int) -> GreenSocket:
+    def _portico_make_socket(
+        self, engine: AsyncioLoop, family: int, kind: int, proto: int, descriptor: int
+    ) -> GreenSocket:
         return GreenSocket(family, kind, proto, descriptor, hub=engine.hub)
 
-    def _join(self, engine: AsyncioLoop) -> None:
-        super()._join(engine)
+    def _portico_join(self, engine: AsyncioLoop) -> None:
+        super()._portico_join(engine)
         if engine.hub is None:
             engine.hub = Hub(engine.loop, engine.readiness)
             engine.closing.callback(engine.hub.close)

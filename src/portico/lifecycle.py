@@ -135,7 +135,7 @@ class StopFlag:
 
     def __set__(self, server: Any, value: bool) -> None:
         vars(server)[STOP_FLAG] = value
-        loop = server._loop
+        loop = server._portico_loop
         if value and loop is not None:
             loop.wake()
 

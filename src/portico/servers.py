@@ -35,11 +35,11 @@ class TCPServer(BaseServer[_socket.socket]):
         **values: Any,
     ) -> None:
         BaseServer.__init__(self, server_address, RequestHandlerClass, **values)
-        self._open(bind_and_activate)
+        self._portico_open(bind_and_activate)
 
     def server_activate(self) -> None:
         """Listen, with `request_queue_size` as the backlog; an adopted socket may listen already."""
-        if not (self._adopted and _sockets.is_listening(self.socket)):
+        if not (self._portico_adopted and _sockets.is_listening(self.socket)):
             _sockets.listen(self.socket, self.request_queue_size)
 
     def get_request(self) -> tuple[_socket.socket, Any]:
@@ -70,7 +70,7 @@ class UDPServer(BaseServer[Datagram]):
     allow_reuse_address = False  # two servers on one port would both seem to work (Linux)
     max_packet_size: int = settings.MAX_PACKET_SIZE.default
 
-    _receive_flags = 0
+    _portico_receive_flags = 0
 
     def __init__(
         self,
@@ -80,17 +80,17 @@ class UDPServer(BaseServer[Datagram]):
         **values: Any,
     ) -> None:
         BaseServer.__init__(self, server_address, RequestHandlerClass, **values)
-        self._open(bind_and_activate)
+        self._portico_open(bind_and_activate)
 
     def get_request(self) -> tuple[Datagram, Any]:
         """Receive a datagram, of at most `max_packet_size` bytes."""
         sock = self.socket
-        payload, client_address = sock.recvfrom(self.max_packet_size, self._receive_flags)
+        payload, client_address = sock.recvfrom(self.max_packet_size, self._portico_receive_flags)
         return (payload, sock), unmapped(client_address) if self.unmap_ipv4 else client_address
 
-    def _wait_to_take(self, wait: bool) -> None:
+    def _portico_wait_to_take(self, wait: bool) -> None:
         # By flag and not by the socket's mode: handlers send through the same socket, and may wait for room.
-        self._receive_flags = 0 if wait else _sockets.DONT_WAIT
+        self._portico_receive_flags = 0 if wait else _sockets.DONT_WAIT
 
 
 if AF_UNIX is not None:

@@ -20,7 +20,7 @@ def test_the_block_is_entered_when_the_server_serves_and_leaves_nothing(ss: Modu
     before = set(threading.enumerate())
     for _ in range(20):
         with getattr(ss, kind)(LOCAL, upper).background() as server:
-            assert server._loop is not None
+            assert server._portico_loop is not None
             assert ask(server.server_address) == b"HELLO"
         assert server.fileno() == -1
         assert set(threading.enumerate()) == before
