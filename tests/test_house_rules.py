@@ -21,8 +21,8 @@ MODULES = sorted(PACKAGE.glob("*.py"))
 FLOORS = (
     {"__init__", "__main__"},
     {"cli"},
-    {"_install"},
-    {"presets", "loop_presets"},
+    {"_install", "_program"},
+    {"presets", "green_presets", "async_presets"},
     {"threads", "forks", "green", "aio"},
     {"_green_sockets", "_watchdog"},
     {"servers", "handlers"},
@@ -78,12 +78,12 @@ def test_modules_are_short_and_say_what_lives_in_them(path: Path) -> None:
 def test_names_for_portico_alone_cannot_be_those_of_a_users_class() -> None:
     """`self._stop = Event()` or `self._loop = ...` in a subclass must not meet anything of ours."""
     import portico
-    from portico import loop_presets
+    from portico import green_presets
 
     stdlib = {"_threads", "_handle_request_noblock", "_BaseServer__shutdown_request"}
     mixed_in = [portico.ThreadingMixIn, portico.ForkingMixIn, portico.GreenMixIn, portico.AsyncMixIn]
     handlers = [portico.BaseRequestHandler, portico.AsyncStreamRequestHandler, portico.AsyncDatagramRequestHandler]
-    bases = [portico.UnixStreamServer, portico.UnixDatagramServer, *mixed_in, *handlers, loop_presets.GreenTCPServer]
+    bases = [portico.UnixStreamServer, portico.UnixDatagramServer, *mixed_in, *handlers, green_presets.GreenTCPServer]
     names = {name for base in bases for cls in base.__mro__ if "portico" in cls.__module__ for name in vars(cls)}
     private = {name for name in names if name.startswith("_") and not name.endswith("__")}
     assert {name for name in private if not name.startswith(("_portico_", "_abc_"))} <= stdlib

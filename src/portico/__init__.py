@@ -32,15 +32,15 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any as _Any
 
-    from .aio import (
-        AsyncBaseRequestHandler,
-        AsyncDatagramRequestHandler,
-        AsyncMixIn,
-        AsyncSocket,
-        AsyncStreamRequestHandler,
-    )
-    from .green import GreenMixIn, GreenSocket
-    from .loop_presets import *
+    from .aio import AsyncBaseRequestHandler as AsyncBaseRequestHandler
+    from .aio import AsyncDatagramRequestHandler as AsyncDatagramRequestHandler
+    from .aio import AsyncMixIn as AsyncMixIn
+    from .aio import AsyncSocket as AsyncSocket
+    from .aio import AsyncStreamRequestHandler as AsyncStreamRequestHandler
+    from .async_presets import *
+    from .green import GreenMixIn as GreenMixIn
+    from .green import GreenSocket as GreenSocket
+    from .green_presets import *
 
 __version__ = "0.4"  # what socketserver says; Portico's own version is in its package metadata
 
@@ -79,10 +79,18 @@ def __getattr__(name: str) -> "_Any":
 
     They are not in `__all__`, so that `from portico import *` stays what it is for a program written for socketserver.
     """
-    if name.startswith(("Async", "Green")):
-        from . import aio, green, loop_presets
+    modules: tuple[_Any, ...] = ()
+    if name.startswith("Async"):
+        from . import aio, async_presets
 
-        for module in (aio, green, loop_presets):
-            if name in module.__all__:
-                return getattr(module, name)
+        modules = (aio, async_presets)
+    elif name.startswith("Green"):
+        try:
+            from . import green, green_presets
+        except ImportError as error:
+            raise AttributeError(f"portico.{name}: {error}; pip install greenlet") from error
+        modules = (green, green_presets)
+    for module in modules:
+        if name in module.__all__:
+            return getattr(module, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

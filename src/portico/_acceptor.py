@@ -22,6 +22,8 @@ __all__ = ["Acceptor", "serve", "turn"]
 
 # So many refusals in a row with no request between them are no accident: then the loop takes a breath.
 _PATIENCE: Final = 16
+# Seconds between two looks, where nothing tells that a socket was closed or a child has ended.
+_LOOK: Final = 0.08
 _POSIX: Final = os.name == "posix"
 
 
@@ -55,14 +57,14 @@ def turn(acceptors: list[Acceptor], idle: bool) -> float | None:
 class Acceptor:
     """Takes requests for one server: drains the listener in batches, pauses when short of resources, ends when told.
 
-    `server` is a `BaseServer`; `poll_interval` is `serve_forever`'s, in seconds or None. Raises `ValueError` if the
-    server's socket is closed.
+    `server` is a `BaseServer`; `poll_interval` is `serve_forever`'s, in seconds or None.
     """
 
     def __init__(self, server: Any, loop: Any, poll_interval: float | None) -> None:
         self._server = server
         self._loop = loop
-        self._poll_interval = poll_interval
+        # Those who wait for `service_actions` say how often; nobody else wants to know how often it is looked.
+        self._poll_interval = poll_interval if server._portico_overridden("service_actions") else _LOOK
         self._flags = vars(server)
         self._clock = server._portico_system.monotonic
         self._listening = _sockets.is_listening(getattr(server, "socket", None))
@@ -74,8 +76,6 @@ class Acceptor:
         self._resume_at: float | None = None
         self._turns = 0
         self.over = False
-        if not self._flags[STOP_FLAG] and self._closed():
-            raise ValueError(f"cannot serve: the socket of this {type(server).__name__} is closed")
 
     def turn(self, idle: bool) -> float | None:
         """What is to be done between two waits; returns the seconds that the next wait may last, None for ever.
@@ -125,16 +125,20 @@ class Acceptor:
                 self._judge(error)
                 return
         # Measured for UDP: this loop saves the poll and the selector's bookkeeping, a third of a datagram's cost.
-        take, gated, answer = self._server._handle_request_noblock, self._gated, None
+        server = self._server
+        take, gated, answer, taken = server._handle_request_noblock, self._gated, None, 0
         try:
             for _ in range(self._batch):
+                taken = server._portico_taken
                 answer = take()
-                if answer is not True or flags[STOP_FLAG] or (gated and not self._server.ready_to_accept()):
+                if answer is not True or flags[STOP_FLAG] or (gated and not server.ready_to_accept()):
                     break
                 if self._failures:
                     self._recovered()
         except Exception as error:
             answer = self._failed("a hook on the way of a request", error)
+            if server._portico_taken > taken:
+                answer = None  # a request was taken: what became of it says nothing of the listener
         if answer is not True and answer is not None:
             self._judge(answer)
             answer = None  # its traceback holds this frame: together they would wait for the garbage collector
@@ -200,11 +204,16 @@ class Acceptor:
 
     def _closed(self) -> bool:
         closed: bool = self._server.fileno() < 0
-        return closed
+        return closed and not getattr(getattr(self._server, "socket", None), "detached", False)
 
     def _watch(self, wanted: bool) -> None:
         if wanted:
-            self._watched = self._loop.watch(self._server, self.drain)
+            try:
+                self._watched = self._loop.watch(self._server, self.drain)
+            except ValueError:
+                if not self._closed():
+                    raise
+                self._server._portico_stop()  # closed a moment ago
         elif self._watched is not None:
             self._loop.unwatch(self._watched)
             self._watched = None

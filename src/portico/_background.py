@@ -34,25 +34,35 @@ __all__ = ["Background"]
 class Background(Generic[ServedT]):
     """What `server.background()` returns: a context manager that serves inside its block.
 
-    Entering returns the server once its loop runs. Leaving shuts it down, waits for the loop's thread, and closes the
-    server, which waits for the requests that still run as `server_close()` does. An exception that ends the loop
-    closes the server at once and is raised again on leaving; if the block itself has failed, a note on its exception.
+    Entering returns the server once its loop runs, or raises what kept it from running. Leaving shuts it down, waits
+    for the loop's thread, and closes the server, which waits for the requests that still run as `server_close()` does.
+    An exception that ends the loop closes the server at once and is raised again on leaving; if the block itself has
+    failed, a note on its exception.
     """
 
     def __init__(self, server: ServedT, poll_interval: float | None) -> None:
         self._server = server
         self._poll_interval = poll_interval
         self._ready = threading.Event()
+        self._begun = False
         self._error: BaseException | None = None
         # The values of the starter's context variables go along, as they would in a call.
         run = contextvars.copy_context().run
         self._thread = threading.Thread(target=run, args=(self._serve,), name=f"serving {type(server).__name__}")
 
     def __enter__(self) -> ServedT:
-        self._server._portico_lifecycle.on_start = self._ready.set
+        self._server._portico_lifecycle.on_start = self._begin
         self._thread.start()
         self._ready.wait()
+        if not self._begun:
+            self._thread.join()
+            assert self._error is not None
+            raise self._error
         return self._server
+
+    def _begin(self) -> None:
+        self._begun = True
+        self._ready.set()
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
         try:
@@ -70,6 +80,8 @@ class Background(Generic[ServedT]):
             self._server.serve_forever(self._poll_interval)
         except BaseException as error:
             self._error = error
+            if not self._begun:  # it is closed, or somebody else's loop runs: not ours to end
+                return
             self._server.server_close()  # else clients would wait for ever in the backlog of a loop that is gone
         finally:
             self._ready.set()

@@ -60,6 +60,8 @@ class BaseServer(Serving, Generic[RequestT]):
     RequestHandlerClass: Callable[[Any, Any, Any], Any]
 
     _portico_adopted = False
+    _portico_no_address: tuple[Any, AddressError | None] = None, None
+    """An address that could not be understood, and why."""
     _portico_socket_file: SocketFile | None = None
 
     def __init__(
@@ -114,7 +116,10 @@ class BaseServer(Serving, Generic[RequestT]):
             "address_family" in vars(cls) for cls in type(self).__mro__ if cls is not BaseServer
         )
         if not said and self.address_family == _socket.AF_INET:
-            self.address_family, self.server_address = infer(self.server_address, self.dual_stack)
+            try:
+                self.address_family, self.server_address = infer(self.server_address, self.dual_stack)
+            except AddressError as error:  # an overridden `server_bind`, or whoever binds later, may know better
+                self._portico_no_address = self.server_address, error
 
     def server_bind(self) -> None:
         """Bind the socket and set `server_address` to what it then has. An adopted socket is bound already.
@@ -122,6 +127,9 @@ class BaseServer(Serving, Generic[RequestT]):
         Raises `OSError` with the reason and, on Linux, the process that holds the address.
         """
         if not self._portico_adopted:
+            unclear, error = self._portico_no_address
+            if error is not None and unclear is self.server_address:
+                raise error
             _sockets.set_options(
                 self.socket,
                 reuse_address=self.allow_reuse_address,

@@ -47,8 +47,8 @@ class AsyncioLoop:
         """Serve until every one of them has been shut down or closed, and their requests have ended."""
         try:
             for server in servers:
-                server._portico_serving_begins(self)
                 self.servers.append(server)
+                server._portico_serving_begins(self)
             self._acceptors = [Acceptor(server, self, poll_interval) for server in servers]
             self._turn()
             await self._over

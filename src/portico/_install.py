@@ -38,7 +38,7 @@ def install(*, stdlib_compat: bool = False, concurrency: str = "thread") -> None
 
 def _with_green_threads(package: ModuleType) -> ModuleType:
     """The package once more, with green threads wherever it says threads."""
-    from . import loop_presets
+    from . import green_presets
     from .green import GreenMixIn
 
     module = ModuleType("socketserver", package.__doc__)
@@ -46,7 +46,7 @@ def _with_green_threads(package: ModuleType) -> ModuleType:
     for name in package.__all__:
         if name.startswith("Threading"):
             green = "Green" + name.removeprefix("Threading")
-            setattr(module, name, GreenMixIn if name == "ThreadingMixIn" else getattr(loop_presets, green))
+            setattr(module, name, GreenMixIn if name == "ThreadingMixIn" else getattr(green_presets, green))
     return module
 
 

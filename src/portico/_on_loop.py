@@ -197,14 +197,17 @@ class OnLoop(Serving):
     def _portico_serving_begins(self, loop: AsyncioLoop) -> None:
         super()._portico_serving_begins(loop)
         self._portico_join(loop)
-        if isinstance(self.socket, ServerSocket):
-            self.socket.make_connection = partial(self._portico_make_socket, loop)
+        sock = getattr(self, "socket", None)
+        if isinstance(sock, ServerSocket):
+            sock.make_connection = partial(self._portico_make_socket, loop)
 
     def _portico_serving_ended(self, loop: AsyncioLoop) -> None:
         if self._portico_loop is loop:
-            if isinstance(self.socket, ServerSocket):
-                self.socket.make_connection = socket.socket
-            self._portico_leave()
+            sock = getattr(self, "socket", None)
+            if isinstance(sock, ServerSocket):
+                sock.make_connection = socket.socket
+            if self._portico_engine is not None:
+                self._portico_leave()
         super()._portico_serving_ended(loop)
 
     def _portico_tell_of_abandoned(self, number: int) -> None:

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 # inspect.CO_COROUTINE, without the import.
 _CO_COROUTINE = 0x80
+# Where the constructors come from that call handle() themselves.
+_HANDLERS = (f"{__package__}.", "socketserver")
 
 __all__ = ["Serving", "end_request", "request_context", "serve_together"]
 
@@ -49,6 +51,8 @@ class Serving:
     _portico_serve_in: Callable[[list[Any], float | None], None] | None = None
     """The loop that this way to run needs, as a function that serves; None where a blocking one will do."""
     _portico_handlers_are_async = False
+    _portico_taken = 0
+    """How many requests `get_request` has returned."""
     _BaseServer__shutdown_request = StopFlag()
 
     if TYPE_CHECKING:
@@ -86,8 +90,9 @@ class Serving:
             if lifecycle.state is State.STOPPED:
                 return
             self._portico_stop()
-        if lifecycle.runs_in_another_thread:
-            lifecycle.wait()
+            run = lifecycle.run if lifecycle.runs_in_another_thread else None
+        if run is not None:
+            run.wait()
 
     def background(self, poll_interval: float | None = 0.5) -> Background[Self]:
         """A context manager that serves in a thread: `with server.background(): ...`.
@@ -108,7 +113,10 @@ class Serving:
 
     def _portico_check_handler(self, handler: Any) -> None:
         """Raise `HandlerError` for a handler of the other kind: it would block the loop, or never be awaited."""
-        handler = getattr(handler, "func", handler)  # functools.partial
+        if not isinstance(handler, type):
+            handler = getattr(handler, "func", handler)  # functools.partial
+        elif not handler.__init__.__module__.startswith(_HANDLERS):  # type: ignore[misc]
+            return  # its own constructor runs it, and may well know how
         code = getattr(getattr(handler, "handle", handler), "__code__", None)
         is_async = code is not None and bool(code.co_flags & _CO_COROUTINE)
         name, server = getattr(handler, "__qualname__", handler), type(self).__name__
@@ -133,6 +141,7 @@ class Serving:
             request, client_address = self.get_request()
         except OSError as error:
             return error
+        self._portico_taken += 1
         try:
             if self.verify_request(request, client_address):
                 self.process_request(request, client_address)
@@ -154,12 +163,13 @@ class Serving:
     def _portico_overridden(self, name: str) -> bool:
         """Whether a hook is somebody else's: neither Portico's own nor the standard library's."""
         module = getattr(getattr(type(self), name), "__module__", "")
-        return name in vars(self) or not module.startswith((f"{__package__}.", "socketserver"))
+        return name in vars(self) or not (module == "socketserver" or module.startswith(f"{__package__}."))
 
     def _portico_batch_size(self) -> int:
         """Requests per wake-up. One, as in the stdlib, wherever taking one more might block or skip a hook."""
         sock = getattr(self, "socket", None)
-        blocks = sock is None or sock.gettimeout() or not _sockets.can_take_without_waiting(self.socket_type)
+        blocks = not isinstance(sock, _socket.socket) or bool(sock.gettimeout())
+        blocks = blocks or not _sockets.can_take_without_waiting(self.socket_type)
         foreign = self._portico_overridden("get_request") or self._portico_overridden("service_actions")
         # The stdlib's own datagram servers know no way to receive without waiting.
         blocks = blocks or (self.socket_type == _socket.SOCK_DGRAM and not hasattr(self, "_portico_receive_flags"))
@@ -167,8 +177,9 @@ class Serving:
 
     def _portico_wait_to_take(self, wait: bool) -> None:
         """Whether `get_request` may block. Not once a request was seen: it can vanish before it is taken."""
-        if _sockets.is_listening(self.socket):
-            (_sockets.set_blocking_again if wait else _sockets.make_nonblocking)(self.socket)
+        sock = getattr(self, "socket", None)
+        if isinstance(sock, _socket.socket) and _sockets.is_listening(sock):
+            (_sockets.set_blocking_again if wait else _sockets.make_nonblocking)(sock)
 
     def _portico_has_gate(self) -> bool:
         """Whether `ready_to_accept` says anything, so that it must be asked before each request."""
@@ -191,22 +202,33 @@ class Serving:
 
     def _portico_serving_begins(self, loop: Any) -> None:
         self._portico_check_handler(getattr(self, "RequestHandlerClass", None))
+        if not self._BaseServer__shutdown_request and self.fileno() < 0:
+            raise ValueError(f"cannot serve: the socket of this {type(self).__name__} is closed")
         self._portico_lifecycle.clear()
         self._portico_loop = loop
         self._portico_wait_to_take(False)
-        own = isinstance(getattr(self, "socket", None), _sockets.ServerSocket)
+        sock = getattr(self, "socket", None)
         # A socket that somebody else made does not tell when it is closed: that has to be looked for.
-        self._portico_ticks = not own or self._portico_overridden("service_actions")
-        if own:
-            self.socket.on_close = self._portico_stop  # type: ignore[attr-defined]
+        self._portico_ticks = self._portico_overridden("service_actions")
+        if isinstance(sock, _sockets.ServerSocket):
+            sock.on_close, sock.on_detach = self._portico_stop, self._portico_look_often
+        else:
+            self._portico_ticks = True
+
+    def _portico_look_often(self) -> None:
+        """The listener's descriptor has gone to another object, as with TLS: one that will not tell of its closing."""
+        self._portico_ticks = True
+        if self._portico_loop is not None:
+            self._portico_loop.wake()
 
     def _portico_serving_ended(self, loop: Any) -> None:
         if self._portico_loop is not loop:
             return
         self._portico_loop = None
         self._portico_wait_to_take(True)
-        if isinstance(getattr(self, "socket", None), _sockets.ServerSocket):
-            del self.socket.on_close  # type: ignore[attr-defined]
+        sock = getattr(self, "socket", None)
+        if isinstance(sock, _sockets.ServerSocket):
+            sock.on_close = sock.on_detach = None
         lifecycle = self._portico_lifecycle
         with lifecycle.lock:
             lifecycle.end()
@@ -223,8 +245,11 @@ def end_request(server: Any, request: Any) -> None:
         server.shutdown_request(request)
     except Exception as error:
         logs.emit(server, HookFailed("shutdown_request", error))
-        if isinstance(request, _socket.socket):
-            request.close()
+        try:
+            server.close_request(request)
+        except Exception:
+            if isinstance(request, _socket.socket):
+                request.close()
 
 
 def request_context(server: object) -> contextvars.Context:
@@ -253,8 +278,8 @@ def _serve_blocking(servers: list[Any], poll_interval: float | None) -> None:
     with Loop(selector_class(), Serving._portico_system) as loop:
         try:
             for server in servers:
-                server._portico_serving_begins(loop)
                 loop.servers.append(server)
+                server._portico_serving_begins(loop)
             serve(loop, [Acceptor(server, loop, poll_interval) for server in loop.servers])
         finally:
             for server in loop.servers:

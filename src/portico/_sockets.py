@@ -59,13 +59,15 @@ class ServerSocket(socket.socket):
     The kernel would not even wake it: poll() goes on waiting on a descriptor that another thread has closed.
     """
 
-    __slots__ = ("_kind", "make_connection", "on_close")
+    __slots__ = ("_kind", "detached", "make_connection", "on_close", "on_detach")
 
     _kind: tuple[int, int, int]
-    on_close: Callable[[], object]
 
     def __init__(self, *arguments: Any, **keywords: Any) -> None:
         super().__init__(*arguments, **keywords)
+        self.on_close: Callable[[], object] | None = None
+        self.on_detach: Callable[[], object] | None = None
+        self.detached = False
         self.make_connection: Callable[..., socket.socket] = socket.socket
 
     def accept(self) -> tuple[socket.socket, Any]:
@@ -85,10 +87,15 @@ class ServerSocket(socket.socket):
         return connection, address
 
     def close(self) -> None:
-        tell = getattr(self, "on_close", None)  # unset outside serve_forever
-        if tell is not None:
-            tell()  # first: once closed, the descriptor's number may be somebody else's
+        if self.on_close is not None:
+            self.on_close()  # first: once closed, the descriptor's number may be somebody else's
         super().close()
+
+    def detach(self) -> int:
+        self.detached = True
+        if self.on_detach is not None:
+            self.on_detach()
+        return super().detach()
 
 
 def existing(address: Any, system: System) -> socket.socket | None:

@@ -37,7 +37,7 @@ class System:
 
             filters: list[Any] = warnings.filters  # type: ignore[assignment]
             if not filters or filters[0] is not _QUIET_FORK:
-                filters.insert(0, _QUIET_FORK)
+                filters[:] = [_QUIET_FORK, *(known for known in filters if known is not _QUIET_FORK)]
         return os.fork()
 
     def threads(self) -> int:
@@ -65,8 +65,12 @@ class System:
         except (AttributeError, OSError):
             return None
 
-    def exit_child(self, status: int) -> NoReturn:
-        """End a forked child at once: no atexit, no flushing of buffers that the parent also holds."""
+    def signal_child(self, pid: int, number: int) -> None:
+        """Send a signal to a child of ours that has not been waited for."""
+        os.kill(pid, number)
+
+    def exit_at_once(self, status: int) -> NoReturn:
+        """End this process at once: no atexit, no waiting for threads, no flushing of what a parent also holds."""
         os._exit(status)
 
     def pid(self) -> int:

@@ -1,21 +1,20 @@
 """The command `portico`: `serve` a handler from a shell, `run` an unmodified program on Portico, list the `settings`.
 
 Turns words into calls and errors into one line; all else is the library's. Exit status: 0 after a clean end, 2 for
-anything wrong on the command line or in what it names, else the program's own (`run`).
+anything wrong on the command line or in what it names, 3 if a second signal cut requests short, else the program's
+own (`run`).
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib
-import importlib.util
 import os
-import runpy
 import signal
 import sys
 from contextlib import ExitStack
 
-from . import _sockets, presets, servers, settings
+from . import _program, _sockets, presets, servers, settings
 from ._addresses import describe, parse
 from ._base import BaseServer
 from ._install import install
@@ -92,14 +91,21 @@ def _parser() -> argparse.ArgumentParser:
 def _serve(options: argparse.Namespace) -> int:
     handler = _handler(options.handler)
     values = dict(_assignment(text) for text in options.values)
-    with ExitStack() as stack:
-        running = [
-            stack.enter_context(_server(address, handler, options.concurrency, values)) for address in options.addresses
-        ]
-        with _StopsOnSignals(running):
+    unused = set(values) - {name for kind in _kinds(options) for name in values if hasattr(kind, name)}
+    if unused:
+        raise CommandError(f"--set {', '.join(sorted(unused))}: none of the servers asked for has such a setting")
+    running: list[BaseServer[Any]] = []
+    signals = _StopsOnSignals(running)
+    try:
+        with signals, ExitStack() as stack:
+            for address in options.addresses:
+                running.append(stack.enter_context(_server(address, handler, options.concurrency, values)))
+                _refuse_the_same_socket(running, address)
             for server in running:
                 print(f"serving {options.handler} on {describe(server.socket)}", flush=True)
             serve_together(running)
+    except Cut:
+        return signals.cut()
     return 0
 
 
@@ -111,7 +117,7 @@ def _handler(name: str) -> Any:
     sys.path.insert(0, os.getcwd())
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise CommandError(f"cannot import {module_name!r}: {type(error).__name__}: {error}") from None
     handler = getattr(module, attribute, None)
     if handler is None:
@@ -156,7 +162,7 @@ def _module_of(concurrency: str) -> Any:
     if concurrency not in ("green", "async"):
         return servers if concurrency == "none" else presets
     try:
-        return importlib.import_module(f"{__package__}.loop_presets")  # with asyncio, which the others do without
+        return importlib.import_module(f"{__package__}.{concurrency}_presets")  # with asyncio: the others do without
     except ImportError as error:
         raise CommandError(f"--concurrency {concurrency}: {error}; pip install greenlet") from None
 
@@ -166,15 +172,34 @@ def _fitting(server_class: type, values: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if hasattr(server_class, name)}
 
 
+def _kinds(options: argparse.Namespace) -> list[Any]:
+    """The classes of the servers asked for; of a socket handed down only opening it tells, so then any it may be."""
+    kinds = [parse(address).kind for address in options.addresses]
+    every = [kind for kind in kinds if kind in _CLASSES] if set(kinds) <= set(_CLASSES) else list(_CLASSES)
+    return [_server_class(kind, options.concurrency) for kind in every]
+
+
+def _refuse_the_same_socket(running: Sequence[BaseServer[Any]], address: str) -> None:
+    *others, newest = running
+    if any(other.fileno() == newest.fileno() for other in others):
+        newest.socket.detach()  # the other's to close
+        raise CommandError(f"{address} names a socket that another address has named already")
+
+
+class Cut(BaseException):
+    """A second signal: do not wait for the requests that still run."""
+
+
 class _StopsOnSignals:
     """SIGINT and SIGTERM shut the servers down while the block lasts; the handlers before are put back after it.
 
-    Requests may then come to their end; a second signal closes the servers, which ends green and async ones.
+    Requests may then come to their end. A second signal raises `Cut`, wherever the main thread waits for them.
     """
 
     def __init__(self, running: Sequence[BaseServer[Any]], system: System | None = None) -> None:
         self._servers = running
         self._system = system or System()
+        self._pid = self._system.pid()
         self._before: dict[int, Any] = {}
         self._stopping = False
 
@@ -186,38 +211,45 @@ class _StopsOnSignals:
         for number, handler in self._before.items():
             self._system.on_signal(number, handler)
 
+    def cut(self) -> int:
+        """End the requests that still run: children by SIGTERM, threads with this process, at once. Exit status 3."""
+        children = [pid for server in self._servers for pid in getattr(server, "active_children", None) or ()]
+        for pid in children:
+            self._system.signal_child(pid, signal.SIGTERM)
+        print(
+            "portico: told twice to stop; requests that were still running have been cut", file=sys.stderr, flush=True
+        )
+        sys.stdout.flush()
+        self._system.exit_at_once(3)
+
     def _stop(self, number: int, frame: FrameType | None) -> None:
-        for server in self._servers:
-            (server.server_close if self._stopping else server.shutdown)()
-        self._stopping = True
+        if self._system.pid() != self._pid:
+            self._in_child(number)
+        elif self._stopping:
+            raise Cut
+        else:
+            self._stopping = True
+            for server in self._servers:
+                server.shutdown()
+
+    def _in_child(self, number: int) -> None:
+        """A terminal sends Ctrl-C to children, too: they may end their requests. SIGTERM is meant for the child."""
+        if number == signal.SIGTERM:
+            self._system.exit_at_once(128 + number)
 
 
 # -- portico run
 
 
 def _run(options: argparse.Namespace) -> int:
-    """Run a program as `python` would: its own sys.argv, sys.path and `__main__`; its exit status is ours."""
+    """Run a program as `python` would; its exit status is ours."""
     install(stdlib_compat=options.stdlib_compat, concurrency=options.concurrency)
-    sys.argv = [options.program, *options.rest]
-    if options.module:
-        sys.path[0] = os.getcwd()
-        _find_module(options.program)
-        runpy.run_module(options.program, run_name="__main__", alter_sys=True)
-        return 0
-    if not os.path.exists(options.program):
+    if not options.module and not os.path.exists(options.program):
         raise CommandError(f"there is no program {options.program!r} (with -m, a module's name is expected)")
-    sys.path[0] = os.path.dirname(os.path.abspath(options.program))
-    runpy.run_path(options.program, run_name="__main__")
+    if options.module and not _program.is_module(options.program):
+        raise CommandError(f"there is no module {options.program!r}")
+    (_program.run_module if options.module else _program.run_script)(options.program, options.rest)
     return 0
-
-
-def _find_module(name: str) -> None:
-    try:
-        found = importlib.util.find_spec(name)
-    except ImportError:  # of a package above it
-        found = None
-    if found is None:
-        raise CommandError(f"there is no module {name!r}")
 
 
 # -- portico settings

@@ -8,6 +8,7 @@ nowhere else. No logging, no sockets and no policy: the accept policy is `_accep
 from __future__ import annotations
 
 import errno
+import select
 import sys
 from enum import Enum
 
@@ -100,18 +101,29 @@ def is_disconnect(error: BaseException | None, request: Any) -> bool:
     """Tell a peer that left (or fell silent past the request's own timeout) from a fault in the handler.
 
     `ConnectionRefusedError` is never a connected peer's doing: in a stream handler it comes from a connection the
-    handler made itself, and must be seen. In a datagram handler it is the ICMP answer of a vanished peer. A
+    handler made itself, and must be seen. In a datagram handler it is the ICMP answer of a vanished peer. The other
+    connection errors may be another connection's, too, so the request's own is looked at. A
     `TimeoutError` counts only if the request's socket has a timeout, or the kernel gave the connection up
     (ETIMEDOUT): since Python 3.11 a future's timeout is of the same class.
     """
     if isinstance(error, ConnectionRefusedError):
         return isinstance(request, tuple)
     if isinstance(error, ConnectionError):
-        return True
+        return not _is_connected(request)
     if isinstance(error, TimeoutError):
         return error.errno == errno.ETIMEDOUT or _has_timeout(request)
     ssl = sys.modules.get("ssl")  # never imported from here: without it no such error can exist
     return ssl is not None and isinstance(error, (ssl.SSLEOFError, ssl.SSLZeroReturnError))
+
+
+def _is_connected(request: Any) -> bool:
+    """Whether the request's own connection stands: then an error is of another one, which the handler has made."""
+    try:
+        poll = select.poll()
+        poll.register(request, select.POLLOUT)
+        return not any(bits & ~select.POLLOUT for _, bits in poll.poll(0))
+    except (AttributeError, TypeError, ValueError, OSError):  # closed, a datagram, no socket, no poll(): not to be told
+        return False
 
 
 def _has_timeout(request: Any) -> bool:

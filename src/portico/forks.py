@@ -178,7 +178,7 @@ class ForkingMixIn(_Base):
             try:
                 end_request(self, request)
             finally:
-                self._portico_system.exit_child(status)
+                self._portico_system.exit_at_once(status)
 
     def _portico_drop_inherited(self, request: Any) -> None:
         """Close what belongs to the parent: the listener, and other servers' that the same loop serves.

@@ -82,8 +82,8 @@ class StreamRequestHandler(BaseRequestHandler[ServerT, _socket.socket]):
     disable_nagle_algorithm: bool = False
 
     connection: _socket.socket
-    rfile: Any
-    wfile: Any
+    rfile: BufferedIOBase
+    wfile: BufferedIOBase
 
     def setup(self) -> None:
         self.connection = self.request
@@ -91,11 +91,11 @@ class StreamRequestHandler(BaseRequestHandler[ServerT, _socket.socket]):
             self.connection.settimeout(self.timeout)
         if self.disable_nagle_algorithm:
             self.connection.setsockopt(_socket.IPPROTO_TCP, _socket.TCP_NODELAY, True)
-        self.rfile = self.connection.makefile("rb", self.rbufsize)
+        self.rfile = self.connection.makefile("rb", self.rbufsize)  # type: ignore[assignment]
         if self.wbufsize == 0:
             self.wfile = _SocketWriter(self.connection)
         else:
-            self.wfile = self.connection.makefile("wb", self.wbufsize)
+            self.wfile = self.connection.makefile("wb", self.wbufsize)  # type: ignore[assignment]
 
     def finish(self) -> None:
         """Write out what is buffered, if the peer still takes it, and close both files."""

@@ -95,12 +95,16 @@ class Lifecycle(threading.Event):
         self.lock = threading.RLock()
         self.state = State.NEW
         self.on_start: Callable[[], object] | None = None
+        self.run = threading.Event()
+        """Set when this run, or the last one, is over. Each has one of its own, so that whoever waits for the end of a
+        run is not caught by the beginning of the next."""
         self._loop_thread: int | None = None
 
     def clear(self) -> None:
         """The loop starts, in this thread. Raises `RuntimeError` if it runs already."""
         self.state = transition(self.state, Verb.START)
         self._loop_thread = threading.get_ident()
+        self.run = threading.Event()
         super().clear()
         if self.on_start is not None:
             self.on_start()
@@ -113,6 +117,7 @@ class Lifecycle(threading.Event):
         """The loop has ended, and whoever waits for that may go on."""
         self.end()
         self._loop_thread = None
+        self.run.set()
         super().set()
 
     @property

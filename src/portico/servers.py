@@ -85,11 +85,16 @@ class UDPServer(BaseServer[Datagram]):
     def get_request(self) -> tuple[Datagram, Any]:
         """Receive a datagram, of at most `max_packet_size` bytes."""
         sock = self.socket
-        payload, client_address = sock.recvfrom(self.max_packet_size, self._portico_receive_flags)
+        flags = self._portico_receive_flags
+        if flags:
+            payload, client_address = sock.recvfrom(self.max_packet_size, flags)
+        else:  # what stands in a socket's place may know no flags
+            payload, client_address = sock.recvfrom(self.max_packet_size)
         return (payload, sock), unmapped(client_address) if self.unmap_ipv4 else client_address
 
     def _portico_wait_to_take(self, wait: bool) -> None:
         # By flag and not by the socket's mode: handlers send through the same socket, and may wait for room.
+        wait = wait or not isinstance(self.socket, _socket.socket)
         self._portico_receive_flags = 0 if wait else _sockets.DONT_WAIT
 
 

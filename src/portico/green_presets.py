@@ -1,4 +1,4 @@
-"""The ready-made classes of the ways to run that need an event loop. Class lines only, no bodies.
+"""The ready-made classes whose requests run in green threads. Class lines only, no bodies.
 
 Apart from `presets`, because these load asyncio and greenlet; the package loads this module when one of them is wanted.
 """
@@ -7,19 +7,10 @@ from __future__ import annotations
 
 from . import servers
 from ._addresses import AF_UNIX
-from .aio import AsyncMixIn
 from .green import GreenMixIn
 from .servers import TCPServer, UDPServer
 
-__all__ = ["AsyncTCPServer", "AsyncUDPServer", "GreenTCPServer", "GreenUDPServer"]
-
-
-class AsyncTCPServer(AsyncMixIn, TCPServer):
-    """TCP, a task per connection."""
-
-
-class AsyncUDPServer(AsyncMixIn, UDPServer):
-    """UDP, a task per datagram."""
+__all__ = ["GreenTCPServer", "GreenUDPServer"]
 
 
 class GreenTCPServer(GreenMixIn, TCPServer):
@@ -31,14 +22,7 @@ class GreenUDPServer(GreenMixIn, UDPServer):
 
 
 if AF_UNIX is not None:
-    __all__ += ["AsyncUnixDatagramServer", "AsyncUnixStreamServer"]
     __all__ += ["GreenUnixDatagramServer", "GreenUnixStreamServer"]
-
-    class AsyncUnixStreamServer(AsyncMixIn, servers.UnixStreamServer):
-        """Unix streams, a task per connection."""
-
-    class AsyncUnixDatagramServer(AsyncMixIn, servers.UnixDatagramServer):
-        """Unix datagrams, a task per datagram."""
 
     class GreenUnixStreamServer(GreenMixIn, servers.UnixStreamServer):
         """Unix streams, a green thread per connection."""
