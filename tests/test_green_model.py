@@ -74,7 +74,7 @@ class End:
     size: int = 0
     """How much the pending read wants."""
     broken: bool = False
-    """This end was shut while the pending write was under way."""
+    """This end was shut or closed while the pending write was under way."""
 
     @property
     def gone(self) -> bool:
@@ -103,7 +103,7 @@ class End:
     def may_write(self, other: End) -> set[str]:
         """What may come of a write whose bytes have been put already."""
         if not self.open:
-            return {"closed"}
+            return {"closed", "sent", "part", "pipe", "reset"} if self.broken else {"closed"}
         full = {"waits"} if self.outgoing.left > ROOM else set()
         failed = {"pipe", "reset", "part"} if self.reset or self.shaky or self.broken else {"pipe"}
         if self.outgoing.ended:
@@ -188,6 +188,8 @@ class Connection:
     def __init__(self, *worlds: Any) -> None:
         pair = tcp_pair()
         pair[1].settimeout(None)
+        for sock in pair:  # so that what has been sent has come
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         streams = Stream(), Stream()
         self.ends = [
             End(world, world.adopt(sock), incoming, outgoing)
@@ -227,6 +229,7 @@ class Connection:
         full = end.outgoing.left > ROOM
         kind, count = end.world.run(write_some, end.sock, content(end.outgoing.put, size))
         assert kind in allowed or (kind == "timeout" and full), (kind, allowed)
+        end.told |= kind in ("pipe", "reset")
         assert count <= size
         assert count == size or full or kind != "sent" or size > ROOM - end.outgoing.left
         end.outgoing.put += count
@@ -243,20 +246,22 @@ class Connection:
         end.broken |= end.writing is not None
         end.outgoing.cut |= end.broken
         end.deaf = end.outgoing.ended = True
-        end.shaky = other.shaky = end.shaky or other.writing is not None or end.incoming.left > ROOM
+        end.shaky = other.shaky = end.shaky or other.writing is not None or end.incoming.left > 0
         shut(end.sock, socket.SHUT_RDWR)
 
     def close(self, end: End, other: End, _: int, *, reset: bool = False) -> None:
         if not end.open or (end.busy and not end.world.is_green):
             return
-        reset = reset or bool(end.incoming.left)  # what has not been read makes it one, too
+        unread = end.incoming.left > 0
+        reset = reset or unread  # what has not been read makes it one, too
         if other.open and (reset or other.writing is not None):
-            other.told |= other.reset or other.writing is not None or (end.incoming.cut and end.incoming.left > 0)
+            other.told |= other.reset or other.writing is not None or unread
             other.reset = True
-        end.outgoing.cut |= end.writing is not None
+        end.broken |= end.writing is not None
+        end.outgoing.cut |= end.broken
         end.outgoing.ended = end.outgoing.ended or not reset
         end.open = False
-        unread = bool(end.incoming.left) and not (end.shaky or end.deaf or end.incoming.cut)
+        unread = unread and not (end.shaky or end.deaf or end.incoming.cut)
         end.world.run(lambda: close(end.sock, reset=reset and not unread))
 
     def reset(self, end: End, other: End, size: int) -> None:
@@ -298,10 +303,12 @@ class Connection:
         if "waits" in allowed and not end.writing.done():
             return
         kind = end.writing.result(PATIENCE)
+        put = end.broken or not end.outgoing.ended
         end.writing, end.broken = None, False
         assert kind in allowed, (kind, allowed)
         if kind != "sent":
-            end.outgoing.cut = True
+            end.outgoing.cut |= put
+            end.told = True
 
     def finish(self) -> None:
         """Close what is open, one end after the other; nobody may go on waiting."""
@@ -337,7 +344,7 @@ def test_a_connection_is_what_the_model_says(here: Any, there: str) -> None:
     if there == "same" and isinstance(here, Threads):
         pytest.skip("the same as the other")
 
-    @settings(max_examples=100, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=150, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
     @given(STEPS)
     def drive(steps: list[tuple[int, str, int]]) -> None:
         connection = Connection(here, here if there == "same" else others)
