@@ -18,6 +18,12 @@ from .client import packed, unpacked
 from .flavours import Flavour, short_folder
 
 
+@pytest.fixture(autouse=True)
+def asyncio_debugs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every loop that is made checks who calls it, from which thread; what it finds slow it only logs."""
+    monkeypatch.setenv("PYTHONASYNCIODEBUG", "1")
+
+
 class ClientError(Exception):
     """What went wrong in the clients' process, as its text."""
 
