@@ -23,7 +23,7 @@ def test_a_forked_child_ends_at_once_with_its_status_and_is_reaped_once() -> Non
     system = System()
     pid = system.fork()
     if pid == 0:
-        system.exit_child(3)
+        system.exit_at_once(3)
     assert until(lambda: system.reaped(pid))
     assert system.reaped(pid)  # gone is gone, whoever waited for it
 
@@ -34,7 +34,7 @@ def test_a_running_child_is_not_reaped_until_it_ends() -> None:
     if pid == 0:
         os.close(writer)
         os.read(reader, 1)
-        system.exit_child(0)
+        system.exit_at_once(0)
     os.close(reader)
     assert not system.reaped(pid)
     os.close(writer)
@@ -48,7 +48,7 @@ def test_a_pidfd_becomes_readable_when_the_child_ends() -> None:
     if pid == 0:
         os.close(writer)
         os.read(reader, 1)
-        system.exit_child(0)
+        system.exit_at_once(0)
     os.close(reader)
     descriptor, watched = system.pidfd(pid), system.descriptor_set()
     assert descriptor is not None
@@ -77,7 +77,7 @@ def test_forking_beside_threads_raises_no_warning_even_where_warnings_are_errors
             warnings.simplefilter("error")
             pid = system.fork()
             if pid == 0:
-                system.exit_child(0)
+                system.exit_at_once(0)
         assert system.reaped(pid, block=True)
     finally:
         stay.set()
