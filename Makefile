@@ -27,7 +27,7 @@ bench: .venv/developing
 	$(BIN)/python -m bench peers
 
 faults: .venv/developing
-	! $(BIN)/pytest tests/faults --against socketserver -m "not new_feature and not regression" -q
+	$(BIN)/pytest tests/faults --against socketserver --all-must-fail -m "not new_feature and not regression" -q --tb=no
 
 clean:
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis bench/build

@@ -14,6 +14,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -27,6 +28,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="MODULE",
         help="the module that the tests of faults run on; 'socketserver' shows which of them the stdlib fails",
     )
+    parser.addoption("--all-must-fail", action="store_true", help="succeed only if every test that runs fails")
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if session.config.getoption("--all-must-fail"):
+        reporter: Any = session.config.pluginmanager.get_plugin("terminalreporter")
+        failed, passed = len(reporter.stats.get("failed", ())), len(reporter.stats.get("passed", ()))
+        session.exitstatus = int(not failed or bool(passed))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -21,7 +21,7 @@ _FIRST = 3
 
 
 def from_text(text: str, system: System) -> socket.socket:
-    """The socket that `fd://N`, `systemd://` (the first one) or `systemd://NAME` stands for.
+    """The socket that `fd://N`, `systemd://` (the first one), `systemd://NAME` or `systemd://NAME#2` stands for.
 
     The socket returned owns the descriptor from now on. Raises `AddressError` if there is none.
     """
@@ -49,9 +49,15 @@ def _systemd_descriptor(name: str, system: System) -> int:
         raise AddressError("no sockets were passed to this process (LISTEN_FDS, LISTEN_PID; see sd_listen_fds(3))")
     if not name:
         return _FIRST
-    if name not in names:
+    name, _, number = name.partition("#")
+    places = [place for place, known in enumerate(names) if known == name]
+    if number and not (number.isascii() and number.isdigit() and 1 <= int(number) <= max(1, len(places))):
+        raise AddressError(
+            f"'systemd://{name}#{number}': {len(places)} sockets of that name were passed; #1 is the first"
+        )
+    if not places:
         raise AddressError(f"no socket named {name!r} was passed; there are: {', '.join(names)} (LISTEN_FDNAMES)")
-    return _FIRST + names.index(name)
+    return _FIRST + places[int(number or 1) - 1]
 
 
 def _passed(system: System) -> list[str]:

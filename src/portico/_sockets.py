@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import stat
 import sys
 from array import array  # socket has loaded it anyway
 from collections import namedtuple
@@ -161,13 +162,22 @@ def _explained(error: OSError, sock: socket.socket, address: Any) -> OSError:
     where = _addresses.describe(sock, address)
     if isinstance(error, PermissionError) and sock.family != _addresses.AF_UNIX:
         reason += "; ports below 1024 need privileges"
-    if error.errno == _IN_USE:
+    if error.errno == _IN_USE and sock.family == _addresses.AF_UNIX and _is_other_file(address):
+        reason += "; there is a file or folder that is no socket"
+    elif error.errno == _IN_USE:
         from ._holders import holder  # only wanted when things have gone wrong
 
         who = holder(sock.type, address)
         reason += f", held by {who}" if who else ""
     kind = socket.gaierror if isinstance(error, socket.gaierror) else OSError
     return kind(error.errno, f"cannot bind {where}: {reason}")
+
+
+def _is_other_file(path: Any) -> bool:
+    try:
+        return not stat.S_ISSOCK(os.lstat(path).st_mode)
+    except (OSError, ValueError):  # none, or an abstract name
+        return False
 
 
 def listen(sock: socket.socket, backlog: int) -> None:
