@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import socket
-import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -16,7 +13,7 @@ from greenlet import GreenletExit
 import portico
 from portico import green
 
-from .loops import LOOPBACK, LOOPS, ask, connected, in_a_thread, rest_of, together
+from .loops import LOOPBACK, LOOPS, ask, connected, in_a_thread, rest_of
 from .waiting import until
 
 Make = Callable[..., Any]
@@ -321,96 +318,3 @@ def test_it_may_be_stopped_and_started_again(server: Make) -> None:
             with in_a_thread(serving.serve_forever):
                 assert ask(serving, b"again\n") == b"AGAIN\n"
                 serving.shutdown()
-
-
-def test_serve_forever_in_a_second_thread_raises(server: Make) -> None:
-    with server(Upper).background() as serving, pytest.raises(RuntimeError, match="runs in another call"):
-        serving.serve_forever()
-    assert serving.fileno() == -1
-
-
-def test_which_loop_runs_is_a_setting() -> None:
-    loops: list[Any] = []
-
-    def handler(*_: Any) -> None:
-        loops.append(type(asyncio.get_running_loop()).__module__.partition(".")[0])
-
-    for values in ({"event_loop": "asyncio"}, {"event_loop": "uvloop"}, {}):
-        with portico.GreenTCPServer(LOOPBACK, handler, **values).background() as serving:
-            ask(serving)
-    assert loops == ["asyncio", "uvloop", "uvloop"]
-
-
-def test_green_and_async_servers_share_a_loop(server: Make) -> None:
-    loops: set[Any] = set()
-
-    def plain(request: Any, *_: Any) -> None:
-        loops.add(asyncio.get_running_loop())
-        request.sendall(b"green " + request.recv(10))
-
-    async def awaited(request: Any, *_: Any) -> None:
-        loops.add(asyncio.get_running_loop())
-        await request.sendall(b"async " + await request.recv(10))
-
-    servers = [server(plain), server(awaited, portico.AsyncTCPServer), server(plain)]
-    with together(*servers):
-        assert [ask(each, b"x") for each in servers] == [b"green x", b"async x", b"green x"]
-        servers[0].server_close()  # the others go on
-        assert [ask(each, b"x") for each in servers[1:]] == [b"async x", b"green x"]
-    assert len(loops) == 1
-
-
-async def talk(server: Any, said: bytes) -> bytes:
-    reader, writer = await asyncio.open_connection(*server.server_address)
-    writer.write(said)
-    answer = await reader.readline()
-    writer.close()
-    with suppress(OSError):
-        await writer.wait_closed()
-    return answer
-
-
-def test_serving_inside_a_program_of_asyncios() -> None:
-    async def program() -> bytes:
-        with portico.GreenTCPServer(LOOPBACK, Upper) as server:
-            serving = asyncio.create_task(server.serve_async())
-            answer = await talk(server, b"hello\n")
-            server.shutdown()
-            await asyncio.wait_for(serving, 10)
-            return answer
-
-    assert asyncio.run(program(), debug=True) == b"HELLO\n"
-
-
-@pytest.mark.parametrize("close", ["cancel", "server_close"])
-def test_the_end_of_serve_async_ends_its_requests(waiting: Any, close: str) -> None:
-    async def program() -> None:
-        with portico.GreenTCPServer(LOOPBACK, waiting) as server:
-            serving = asyncio.create_task(server.serve_async())
-            reader, writer = await asyncio.open_connection(*server.server_address)
-            while not waiting.steps:
-                await asyncio.sleep(0)
-            (serving.cancel if close == "cancel" else server.server_close)()
-            with suppress(asyncio.CancelledError):
-                await serving
-            assert await reader.read() == b""
-            writer.close()
-            assert serving.cancelled() == (close == "cancel")
-
-    asyncio.run(program(), debug=True)
-    assert waiting.steps == ENDED
-
-
-def test_serve_forever_inside_a_running_loop_says_what_to_do_instead() -> None:
-    async def program() -> None:
-        with portico.GreenTCPServer(LOOPBACK, Upper) as server:
-            server.serve_forever()
-
-    with pytest.raises(RuntimeError, match=r"await server\.serve_async"):
-        asyncio.run(program())
-
-
-def test_every_thread_may_serve_a_server_of_its_own(server: Make) -> None:
-    with server(Upper).background() as one, server(Upper).background() as other:
-        assert threading.active_count() >= 3
-        assert [ask(each, b"x\n") for each in (one, other)] == [b"X\n"] * 2
