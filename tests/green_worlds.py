@@ -21,7 +21,7 @@ import portico
 from portico import _engine, green
 from portico._readiness import EpollSet, LoopSet
 
-PATIENCE = 3.0
+PATIENCE = 10.0
 """Seconds after which something hangs."""
 LOOPS = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
 SETS = {"epoll": EpollSet, "loop": LoopSet}
