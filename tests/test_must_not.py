@@ -272,7 +272,8 @@ def test_a_subprocess_inherits_nothing_of_the_servers(server: Make) -> None:
     children: list[subprocess.Popen[bytes]] = []
 
     def start() -> None:
-        children.append(subprocess.Popen(CHILD, stdin=subprocess.PIPE, stdout=subprocess.PIPE, close_fds=False))
+        command = [*CHILD[:-1], "print('up', flush=True); input()"]
+        children.append(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, close_fds=False))
 
     def plain(request: Any, *_: Any) -> None:
         start()
@@ -285,11 +286,13 @@ def test_a_subprocess_inherits_nothing_of_the_servers(server: Make) -> None:
     try:
         with server(plain=plain, awaited=awaited).background() as serving:
             assert ask(serving) == b"started"
+            assert children[0].stdout is not None
+            assert children[0].stdout.readline() == b"up\n"
             held = [os.readlink(path) for path in Path(f"/proc/{children[0].pid}/fd").iterdir()]
             assert not [what for what in held if what.startswith(("socket:", "anon_inode:"))]
     finally:
         for child in children:
-            child.communicate(b"")
+            child.communicate(b"\n")
 
 
 def test_an_exception_in_finish_leaves_nothing_open(server: Make, caplog: pytest.LogCaptureFixture) -> None:
