@@ -119,10 +119,17 @@ def test_dual_stack_is_the_option_of_an_ipv6_socket(dual_stack: bool) -> None:
         assert server.address_family == socket.AF_INET
 
 
-@pytest.mark.parametrize("address", [80, None, "localhost:80", ("127.0.0.1",), b"x"])
-def test_what_is_no_address_is_refused_before_there_is_a_socket(address: Any) -> None:
-    with pytest.raises(portico.AddressError, match="is no address"):
-        portico.TCPServer(address, Upper)
+@pytest.mark.parametrize("address", [80, None, "localhost:80", ("127.0.0.1",), b"x", {"port": 0}, [], object])
+@pytest.mark.parametrize("made", [portico.TCPServer, portico.ThreadingUDPServer])
+def test_what_is_no_address_is_refused_when_it_is_to_be_bound_and_leaves_nothing_open(made: Any, address: Any) -> None:
+    before = os.listdir("/proc/self/fd")
+    with pytest.raises(portico.AddressError, match="is no address") as caught:
+        made(address, Upper)
+    assert os.listdir("/proc/self/fd") == before
+    assert repr(address) in str(caught.value)
+    server = made(address, Upper, bind_and_activate=False)
+    with server, pytest.raises(portico.AddressError, match="is no address"):
+        server.server_bind()
 
 
 # -- options and errors
@@ -247,11 +254,63 @@ def test_an_error_of_the_block_itself_is_not_hidden() -> None:
     assert caught.value.__notes__ == ["before that, serving had ended with KeyboardInterrupt('from the loop')"]
 
 
-def test_a_server_that_cannot_start_does_not_hang_the_block() -> None:
+def test_a_server_that_cannot_start_says_so_on_entering_the_block() -> None:
     server = portico.TCPServer(LOOPBACK, Upper)
     server.server_close()
+    entered = False
     with pytest.raises(ValueError, match="is closed"), server.background():
-        pass
+        entered = True
+    assert not entered
+
+
+@pytest.mark.parametrize("made", [portico.TCPServer, portico.ThreadingTCPServer, portico.GreenTCPServer])
+def test_the_background_leaves_a_loop_alone_that_runs_already(made: Any) -> None:
+    with made(LOOPBACK, Upper).background() as server:
+        for _ in range(2):
+            entered = False
+            with pytest.raises(RuntimeError, match="cannot start"), server.background():
+                entered = True
+            assert not entered
+            assert ask(server.server_address) == b"HELLO\n"
+
+
+class Late(portico.TCPServer):
+    """In the background its loop starts when `gate` is open: just after somebody else's."""
+
+    gate: threading.Event
+
+    def serve_forever(self, poll_interval: float | None = 0.5) -> None:
+        if threading.current_thread().name.startswith("serving "):
+            self.gate.wait(10)
+        super().serve_forever(poll_interval)
+
+
+def test_nor_one_that_somebody_else_starts_at_the_same_time() -> None:
+    def enter() -> None:
+        try:
+            background.__enter__()
+        except RuntimeError as error:
+            raised.append(error)
+
+    raised: list[RuntimeError] = []
+    with Late(LOOPBACK, Upper) as server:
+        server.gate = threading.Event()
+        background = server.background()
+        entering = threading.Thread(target=enter)
+        entering.start()
+        assert until(lambda: server._portico_lifecycle.on_start)  # so far it has come
+        theirs = threading.Thread(target=server.serve_forever)
+        theirs.start()
+        assert ask(server.server_address) == b"HELLO\n"
+        server.gate.set()
+        entering.join()
+        try:
+            assert raised
+            assert ask(server.server_address) == b"HELLO\n"
+        finally:
+            server.shutdown()
+            theirs.join()
+    assert "serving Late" not in [thread.name for thread in threading.enumerate()]
 
 
 def test_a_server_shut_down_inside_the_block_is_no_error() -> None:

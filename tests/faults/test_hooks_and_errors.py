@@ -315,3 +315,27 @@ def test_what_handle_error_raises_leaves_handle_request_and_closes_the_request(s
             server.handle_request()
         assert rest(client) == b""  # not only when the last reference to it, in the traceback, goes
     assert raised.traceback
+
+
+@pytest.mark.parametrize("kind", ["TCPServer", "ThreadingTCPServer"])
+def test_a_request_that_is_no_socket_and_cannot_be_shut_down_like_one_is_closed(ss: ModuleType, kind: str) -> None:
+    class Odd:
+        def __init__(self, connection: socket.socket) -> None:
+            self.connection = connection
+
+        def shutdown(self) -> None:
+            """Without the argument that a socket's has."""
+
+        def close(self) -> None:
+            self.connection.close()
+
+    class Server(getattr(ss, kind)):  # type: ignore[misc]
+        def get_request(self) -> Any:
+            connection, client_address = super().get_request()
+            return Odd(connection), client_address
+
+    server = Server(LOCAL, lambda request, *_: request.connection.sendall(b"served"))
+    with serving(server):
+        for _ in range(2):
+            with connected(server.server_address, 2) as client:
+                assert rest(client) == b"served"
