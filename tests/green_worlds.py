@@ -19,7 +19,7 @@ import uvloop
 
 import portico
 from portico import _engine, green
-from portico._readiness import EpollSet, LoopSet
+from portico._event_sets import EpollSet, LoopSet
 
 PATIENCE = 10.0
 """Seconds after which something hangs."""

@@ -29,6 +29,7 @@ FLOORS = (
     {"_base"},
     {"_hub", "_on_loop"},
     {"_engine"},
+    {"_event_sets"},
     {"_readiness"},
     {"_serving"},
     {"_acceptor", "_background", "logs"},

@@ -14,8 +14,8 @@ import pytest
 from greenlet import GreenletExit, getcurrent
 
 from portico import green
+from portico._event_sets import readiness
 from portico._hub import GreenThread, Hub, current
-from portico._readiness import readiness
 
 from .loops import LOOPS
 

@@ -71,6 +71,7 @@ def test_a_number_that_is_used_again_works(world: Any, way: str) -> None:
     sock, peer = world.pair()
     number = sock.fileno()
     for _ in range(5):
+        here, next_peer = world.own(*tcp_pair())  # now: later the number might be theirs
         ask_and_answer(world, sock, peer)
         waiting = world.parks(outcome, sock.recv, 10) if way == "parked" else None
         if way == "peer first":
@@ -84,7 +85,7 @@ def test_a_number_that_is_used_again_works(world: Any, way: str) -> None:
         else:
             world.run(sock.close)
         assert until(lambda: not is_open(number))
-        here, peer = world.own(*tcp_pair())
+        peer = next_peer
         sock = world.adopt(renumbered(here, number))
         assert sock.fileno() == number
         if waiting is not None:

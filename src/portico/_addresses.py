@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 __all__ = ["Endpoint", "describe", "infer", "is_mapped", "parse", "spell", "unmapped"]
 
 AF_UNIX: int | None = getattr(socket, "AF_UNIX", None)
-_EXAMPLES = "tcp://127.0.0.1:8000, tcp://[::1]:8000, udp://0.0.0.0:53, unix:/run/a.sock, unix-dgram:/run/a.sock, fd://3, systemd://NAME"
+_EXAMPLES = (
+    "tcp://127.0.0.1:8000, tcp://[::1]:8000, udp://0.0.0.0:53, unix:/run/a.sock, unix-dgram:/run/a.sock, fd://3, "
+    "systemd://NAME"
+)
 
 
 class Endpoint(namedtuple("Endpoint", ["kind", "address"])):

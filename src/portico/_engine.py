@@ -12,8 +12,9 @@ from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Any
 
 from ._acceptor import Acceptor, turn
+from ._event_sets import readiness
 from ._loop import Waker
-from ._readiness import Readiness, readiness
+from ._readiness import Readiness
 from ._system import System
 from .errors import UnavailableError
 
@@ -125,13 +126,14 @@ def serve(servers: list[Serving], poll_interval: float | None) -> None:
 def run(main: Coroutine[Any, Any, None], kind: str) -> None:
     """Run a coroutine on an event loop of this kind (the setting `event_loop`), made here and closed again."""
     try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        with asyncio.Runner(loop_factory=_loop_factory(kind)) as runner:
-            runner.run(main)
-    else:
+        if asyncio._get_running_loop() is not None:
+            raise RuntimeError("this would block the event loop that runs here: await server.serve_async() instead")
+        factory = _loop_factory(kind)
+    except BaseException:
         main.close()
-        raise RuntimeError("this would block the event loop that runs here: await server.serve_async() instead")
+        raise
+    with asyncio.Runner(loop_factory=factory) as runner:
+        runner.run(main)
 
 
 async def _serve(servers: list[Serving], poll_interval: float | None) -> None:

@@ -8,6 +8,7 @@ loop (in another thread, in a hook that the loop itself calls) its calls really 
 from __future__ import annotations
 
 import errno
+import operator
 import os
 import select
 import socket
@@ -19,7 +20,7 @@ from greenlet import getcurrent
 
 from ._addresses import AF_UNIX
 from ._hub import BUDGET, GreenThread, Hub
-from ._readiness import Watched
+from ._readiness import IN, Watched
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -34,9 +35,10 @@ _READ, _WRITE = True, False
 # As plain numbers: `flags & MSG_DONTWAIT` of an enum's member costs 1 us.
 _DONT_WAIT: Final = int(getattr(socket, "MSG_DONTWAIT", 0))
 _WAIT_ALL: Final = int(getattr(socket, "MSG_WAITALL", 0))
+_PEEK: Final = int(socket.MSG_PEEK)
+_OTHER_QUEUES: Final = int(socket.MSG_OOB) | int(getattr(socket, "MSG_ERRQUEUE", 0))
 _AGAIN: Final = (BlockingIOError, InterruptedError)
 _PROGRESS: Final = {errno.EINPROGRESS, errno.EWOULDBLOCK, errno.EAGAIN, errno.EALREADY}
-EPOLLIN: Final = getattr(select, "EPOLLIN", 1)
 _PIECE: Final = 1 << 20
 
 
@@ -54,9 +56,9 @@ class GreenSocket(Watched):
             hub = thread.hub
         super().__init__(family, type, proto, fileno, readiness=None if hub is None else hub.readiness)
         self._hub = hub
-        self._home = hub
-        """The hub whose green threads may park here; None while the socket is non-blocking for its user, too."""
         self._timeout: float | None = socket.getdefaulttimeout()
+        self._home = None if self._timeout == 0 else hub
+        """The hub whose green threads may park here; None while the socket is non-blocking for its user, too."""
         self._owner: GreenThread | None = None
         """The green thread that need not ask before it reads: it is the hub's, the socket blocks, and nobody else waits
         to read. Whoever else waits takes that away."""
@@ -84,6 +86,8 @@ class GreenSocket(Watched):
                     else:
                         self._give_way()
                     return data
+            if bufsize <= 0:
+                return _recv(self, bufsize)  # type: ignore[no-any-return]  # nothing that could be waited for
             deadline = self._park_owner(thread, deadline)
 
     def recv_into(self, buffer: Any, nbytes: int = 0, flags: int = 0, /) -> int:
@@ -105,6 +109,10 @@ class GreenSocket(Watched):
                     else:
                         self._give_way()
                     return count
+            if (nbytes or type(buffer) is not memoryview or buffer.readonly or not buffer) and not _has_room(
+                buffer, nbytes
+            ):
+                return _recv_into(self, buffer, nbytes)  # type: ignore[no-any-return]  # 0, or what is wrong with it
             deadline = self._park_owner(thread, deadline)
 
     def sendall(self, data: Any, flags: int = 0, /) -> None:
@@ -124,7 +132,7 @@ class GreenSocket(Watched):
 
     def _park_owner(self, thread: Any, deadline: float | None) -> float | None:
         """`_park` for the owner, without the questions that need not be asked."""
-        if self._timeout is not None or not self._edges & EPOLLIN:
+        if self._timeout is not None or not self._edges & IN:
             return self._park(thread, _READ, deadline)
         self._readers = (thread,)
         self._patience = BUDGET
@@ -148,29 +156,37 @@ class GreenSocket(Watched):
     def send(self, data: Any, flags: int = 0, /) -> int:
         """Without a timeout a blocking socket sends everything, whatever send(2) promises; so does this one."""
         if self._timeout is None and self.type == socket.SOCK_STREAM and not flags & _DONT_WAIT:
-            self._send_rest(data, flags)
-            with memoryview(data) as view:
-                return view.nbytes
+            return self._send_rest(data, flags, partly=True)
         return int(self._call(_WRITE, _send, data, flags, flags=flags))
 
     def recvfrom(self, bufsize: int, flags: int = 0, /) -> tuple[bytes, Any]:
-        return self._call(_READ, _Socket.recvfrom, bufsize, flags, flags=flags)  # type: ignore[no-any-return]
+        data, address = self._call(_READ, _Socket.recvfrom, bufsize, flags, flags=flags)
+        return self._filled(data, bufsize, flags), address
 
     def recvfrom_into(self, buffer: Any, nbytes: int = 0, flags: int = 0, /) -> tuple[int, Any]:
-        return self._call(_READ, _Socket.recvfrom_into, buffer, nbytes, flags, flags=flags)  # type: ignore[no-any-return]
+        count, address = self._call(_READ, _Socket.recvfrom_into, buffer, nbytes, flags, flags=flags)
+        return self._filled_into([buffer], nbytes, count, flags), address
 
     def recvmsg(self, bufsize: int, ancbufsize: int = 0, flags: int = 0, /) -> Any:
-        return self._call(_READ, _Socket.recvmsg, bufsize, ancbufsize, flags, flags=flags)
+        data, *rest = self._call(_READ, _Socket.recvmsg, bufsize, ancbufsize, flags, flags=flags)
+        return (self._filled(data, bufsize, flags), *rest)
 
     def recvmsg_into(self, buffers: Any, ancbufsize: int = 0, flags: int = 0, /) -> Any:
-        return self._call(_READ, _Socket.recvmsg_into, buffers, ancbufsize, flags, flags=flags)
+        buffers = list(buffers)
+        count, *rest = self._call(_READ, _Socket.recvmsg_into, buffers, ancbufsize, flags, flags=flags)
+        return (self._filled_into(buffers, 0, count, flags), *rest)
 
     def sendto(self, data: Any, *flags_and_address: Any) -> int:
         flags = flags_and_address[0] if len(flags_and_address) > 1 else 0
         return int(self._call(_WRITE, _Socket.sendto, data, *flags_and_address, flags=flags))
 
     def sendmsg(self, buffers: Any, ancdata: Any = (), flags: int = 0, address: Any = None, /) -> int:
-        return int(self._call(_WRITE, _Socket.sendmsg, buffers, ancdata, flags, address, flags=flags))
+        buffers = list(buffers)
+        sent = int(self._call(_WRITE, _Socket.sendmsg, buffers, ancdata, flags, address, flags=flags))
+        if self._timeout is None and self.type == socket.SOCK_STREAM and not flags & _DONT_WAIT:
+            rest = memoryview(b"".join(buffers))[sent:]  # seldom: a blocking socket sends all of it
+            sent += self._send_rest(rest, flags, partly=True) if rest else 0
+        return sent
 
     def sendfile(self, file: Any, offset: int = 0, count: int | None = None) -> int:
         """Send a file to its end, or `count` bytes of it; returns how many. Stream sockets only."""
@@ -203,18 +219,23 @@ class GreenSocket(Watched):
         return connection, address
 
     def connect(self, address: Any, /) -> None:
-        error = self.connect_ex(address)
+        error = self._connect(address)
         if error:
             raise OSError(error, os.strerror(error))
 
     def connect_ex(self, address: Any, /) -> int:
+        try:
+            return self._connect(address)
+        except TimeoutError:
+            return errno.EAGAIN  # Python's answer at the deadline
+
+    def _connect(self, address: Any) -> int:
         error: int = _Socket.connect_ex(self, self._resolved(address))
         if error not in _PROGRESS or self._timeout == 0:
             return error
         if self.family == AF_UNIX:  # the peer's backlog is full, and no event tells when it is not any more
             deadline = None if self._timeout is None else monotonic() + self._timeout
-            _retried(lambda: _Socket.connect(self, address), deadline)
-            return 0
+            return int(_retried(lambda: _connected_at_once(self, address), deadline))
         self._writable = False
         self._call(_WRITE, _connected)
         return self.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
@@ -223,8 +244,8 @@ class GreenSocket(Watched):
 
     def settimeout(self, value: float | None, /) -> None:
         if value is not None:
-            value = float(value)
-            if value < 0:
+            value = float(value if isinstance(value, float) else operator.index(value))
+            if not value >= 0:
                 raise ValueError("Timeout value out of range")
         self._timeout = value
         self._home = None if value == 0 else self._hub
@@ -242,6 +263,12 @@ class GreenSocket(Watched):
 
     def getblocking(self) -> bool:
         return self._timeout != 0
+
+    def dup(self) -> GreenSocket:
+        """A second socket of the same connection, as much at home on the loop as this one. The caller closes it."""
+        copy = GreenSocket(self.family, self.type, self.proto, socket.dup(self.fileno()), hub=self._hub)
+        copy.settimeout(self._timeout)
+        return copy
 
     def detach(self) -> int:
         """Whoever gets the descriptor gets it in the mode that this socket showed."""
@@ -284,17 +311,25 @@ class GreenSocket(Watched):
             deadline = monotonic() + self._timeout
         if type(thread) is not GreenThread or thread.hub is not self._home:
             return self._call_blocking(read, call, arguments, deadline)
+        untried = bool(flags)  # what urgent data and the like are about, no belief of ours knows
         while True:
-            if self._readable if read else self._writable:
+            if untried or (self._readable if read else self._writable):
+                untried = False
                 try:
-                    return call(self, *arguments)
+                    result = call(self, *arguments)
                 except _AGAIN:
                     if not read and self.family == AF_UNIX and self.type == socket.SOCK_DGRAM:
                         return _retried(lambda: call(self, *arguments), deadline)
-                    if read:
-                        self._readable = self._ended
-                    else:
+                    if not read:
                         self._writable = False
+                    elif not flags & _OTHER_QUEUES:
+                        self._readable = self._ended
+                else:
+                    if self._patience:
+                        self._patience -= 1
+                    else:
+                        self._give_way()
+                    return result
             deadline = self._park(thread, read, deadline)
 
     def _call_blocking(
@@ -316,19 +351,48 @@ class GreenSocket(Watched):
     def _receive(self, bufsize: int, flags: int) -> bytes:
         if not flags and self._may_own():
             return self.recv(bufsize)
-        if flags == _WAIT_ALL:
-            pieces = []
-            while bufsize:
-                piece = self.recv(bufsize)
-                pieces.append(piece)
-                bufsize = bufsize - len(piece) if piece else 0
-            return b"".join(pieces)
-        return self._call(_READ, _recv, bufsize, flags, flags=flags)  # type: ignore[no-any-return]
+        return self._filled(self._call(_READ, _recv, bufsize, flags, flags=flags), bufsize, flags)
 
     def _receive_into(self, buffer: Any, nbytes: int, flags: int) -> int:
         if not flags and self._may_own():
             return self.recv_into(buffer, nbytes)
-        return int(self._call(_READ, _recv_into, buffer, nbytes, flags, flags=flags))
+        return self._filled_into(
+            [buffer], nbytes, self._call(_READ, _recv_into, buffer, nbytes, flags, flags=flags), flags
+        )
+
+    # MSG_WAITALL is the kernel's for blocking descriptors only, and this one never is. With a timeout a blocking
+    # socket's is not either, so there it does nothing (Python's way).
+
+    def _waits_for_all(self, flags: int) -> bool:
+        return bool(flags & _WAIT_ALL) and self._timeout is None and self.type == socket.SOCK_STREAM
+
+    def _filled(self, data: bytes, bufsize: int, flags: int) -> bytes:
+        """What MSG_WAITALL asks for: `bufsize` bytes, unless the stream ends before."""
+        if not self._waits_for_all(flags) or flags & _PEEK:
+            return data
+        rest = bytearray(bufsize - len(data))
+        return data + rest[: self._filled_into([rest], 0, 0, flags)] if data else data
+
+    def _filled_into(self, buffers: list[Any], nbytes: int, count: int, flags: int) -> int:
+        if not self._waits_for_all(flags) or flags & _PEEK:
+            return count
+        skipped = 0
+        for buffer in buffers:
+            with memoryview(buffer) as whole, whole.cast("B") as bytes_:
+                view = bytes_[: nbytes or len(bytes_)]
+                while skipped <= count < skipped + len(view):
+                    more = self._more_into(view[count - skipped :])
+                    if not more:
+                        return count
+                    count += more
+                skipped += len(view)
+        return count
+
+    def _more_into(self, view: memoryview) -> int:
+        try:
+            return self.recv_into(view)
+        except OSError:  # what has come is told first
+            return 0
 
     def _may_own(self) -> bool:
         """Make the thread that runs the owner, if it is one of the hub's and nobody else waits to read."""
@@ -338,13 +402,22 @@ class GreenSocket(Watched):
         self._owner = thread
         return True
 
-    def _send_rest(self, data: Any, flags: int) -> None:
-        """All of it, by one deadline for the whole (Python's rule for sendall)."""
+    def _send_rest(self, data: Any, flags: int, *, partly: bool = False) -> int:
+        """All of it, by one deadline for the whole (Python's rule for sendall); returns how many bytes.
+
+        With `partly` an error after the first byte is left for the next call to raise, as the kernel does in send(2).
+        """
         deadline = monotonic() + self._timeout if self._timeout else None
+        sent = 0
         with memoryview(data) as view, view.cast("B") as rest:
-            sent = 0
             while sent < len(rest):
-                sent += self._call(_WRITE, _send, rest[sent:], flags, flags=flags, deadline=deadline)
+                try:
+                    sent += self._call(_WRITE, _send, rest[sent:], flags, flags=flags, deadline=deadline)
+                except OSError:
+                    if not (partly and sent):
+                        raise
+                    break
+        return sent
 
     def _resolved(self, address: Any) -> Any:
         """An address whose host is no name: looking one up would hold the loop."""
@@ -361,8 +434,24 @@ class GreenSocket(Watched):
         return address
 
 
+def _has_room(buffer: Any, nbytes: int) -> bool:
+    """Whether there is something to wait for: a buffer that can be written, of at least one byte and `nbytes`."""
+    try:
+        with memoryview(buffer) as view:
+            return not view.readonly and 0 < (nbytes or view.nbytes) <= view.nbytes
+    except TypeError:
+        return False
+
+
 def _sendfile(sock: GreenSocket, source: int, offset: int, count: int) -> int:
     return os.sendfile(sock.fileno(), source, offset, count)
+
+
+def _connected_at_once(sock: GreenSocket, address: Any) -> int:
+    error: int = _Socket.connect_ex(sock, address)
+    if error in _PROGRESS:
+        raise BlockingIOError
+    return error
 
 
 def _connected(sock: GreenSocket) -> None:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     Job: TypeAlias = tuple[Any, ...]
 
-__all__ = ["BUDGET", "GreenThread", "Hub", "current"]
+__all__ = ["BUDGET", "Expired", "GreenThread", "Hub", "current"]
 
 BUDGET: Final = 64
 """Calls that a green thread may make without waiting before others have their turn: 64 reads of 64 KiB take 1 ms."""
@@ -37,7 +37,7 @@ connection with one message costs 15 % more that way."""
 class Hub:
     """The green threads of one asyncio loop. Made inside that loop, by whoever serves on it, who closes it, too."""
 
-    __slots__ = ("loop", "readiness", "root", "spare", "thread", "to_loop")
+    __slots__ = ("loop", "readiness", "root", "spare", "thread", "to_loop", "watchdog")
 
     def __init__(self, loop: asyncio.AbstractEventLoop, readiness: Readiness) -> None:
         self.loop = loop
@@ -46,6 +46,8 @@ class Hub:
         self.to_loop = self.root.switch
         self.thread = threading.get_ident()
         self.spare: list[GreenThread] = []
+        self.watchdog: Any = None
+        """Whoever looks for threads that hold the loop, if anybody does."""
 
     def request(self, group: Any, context: contextvars.Context, job: Job) -> GreenThread:
         """A green thread for a request, used again for others when that has ended. To be started."""
@@ -70,7 +72,7 @@ class GreenThread(greenlet):
     """One green thread. `join` waits for its end, in another one."""
 
     __slots__ = (
-        "_alarm", "_alarm_at", "_deadline", "_joiners", "_spare", "failure", "group", "hub",
+        "_alarm", "_alarm_at", "_deadline", "_joiners", "_spare", "blocks", "failure", "group", "hub",
         "interruption", "job", "result",
     )  # fmt: skip
 
@@ -90,6 +92,8 @@ class GreenThread(greenlet):
         self._alarm_at = 0.0
         self._deadline: float | None = None
         self._joiners: tuple[Waiter, ...] = ()
+        self.blocks = 0
+        """Timeout blocks that it is in."""
 
     def prepare(self, group: Any, context: contextvars.Context, job: Job) -> None:
         """Give it something to run. Of itself a greenlet would start without a context."""
@@ -126,7 +130,7 @@ class GreenThread(greenlet):
                 self.result = job[0](job[1], job[2])
             else:
                 self.result = job[0](*job[1:])
-        except (Exception, GreenletExit, SystemExit) as error:  # SystemExit ends its own thread, as in `threading`
+        except (Exception, GreenletExit, SystemExit, asyncio.CancelledError) as error:  # SystemExit as in `threading`
             self.failure = error
         finally:
             self.job = self.interruption = None
@@ -205,10 +209,15 @@ class GreenThread(greenlet):
         self.park()
 
     def interrupt(self, error: BaseException) -> None:
-        """Raise `error` in this thread where it is parked, or where it parks next. In the loop's thread only."""
-        if self.job is not None and not isinstance(self.interruption, GreenletExit):
-            self.interruption = error
-            self.hub.loop.call_soon(self._raise_interruption)
+        """Raise `error` in this thread where it is parked, or where it parks next. In the loop's thread only.
+
+        One that is not raised yet gives way to a greater one only: the thread's end, or the time of an outer block.
+        """
+        before = self.interruption
+        if self.job is None or (before is not None and _rank(before) <= _rank(error)):
+            return
+        self.interruption = error
+        self.hub.loop.call_soon(self._raise_interruption)
 
     def _raise_interruption(self) -> None:
         if self and self.interruption is not None:  # one that has not started finds it when it does
@@ -223,6 +232,8 @@ class GreenThread(greenlet):
     def join(self) -> Any:
         """Wait, in another green thread, until this one has ended; returns its result or raises what it ended with."""
         me = current()
+        if me is self:
+            raise RuntimeError("a green thread cannot join itself: it would wait for ever")
         while self.job is not None:
             if me not in self._joiners:
                 self._joiners = (*self._joiners, me)
@@ -237,6 +248,22 @@ class GreenThread(greenlet):
             waiter = FutureWaiter(self.hub.loop)
             self._joiners = (*self._joiners, waiter)
             yield from waiter.future
+
+
+class Expired(BaseException):
+    """The time of a `green.timeout` block is over; no `Exception`, so that no block within it takes it for its own."""
+
+    def __init__(self, depth: int) -> None:
+        super().__init__("timed out")
+        self.depth = depth
+        """How many blocks there are around it."""
+
+
+def _rank(interruption: BaseException) -> float:
+    """The lower, the greater."""
+    if isinstance(interruption, GreenletExit):
+        return -1
+    return interruption.depth if isinstance(interruption, Expired) else float("inf")
 
 
 def current() -> GreenThread:

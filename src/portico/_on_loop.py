@@ -25,8 +25,10 @@ if TYPE_CHECKING:
 
 __all__ = ["OnLoop", "Requests"]
 
-# How often a request that is ended may catch that and wait again, before it is left where it is.
+# How often a request that is ended may catch that and wait again, before it is left where it is; and the seconds it has
+# each time for what it still has to do, such as a last word to its peer.
 _PATIENCE = 10
+_LAST_WORDS = 0.2
 
 
 class Requests:
@@ -84,7 +86,7 @@ class Requests:
         if self._running and times:
             for request in tuple(self._running):
                 self._cancel(request)
-            self._loop.call_soon(self._press, times - 1)
+            self._loop.call_later(_LAST_WORDS, self._press, times - 1)
         elif not self._ended.is_set():
             if self._running:
                 self._abandoned(len(self._running))

@@ -36,8 +36,12 @@ class Watchdog:
         self._seconds = seconds
         self._stirred = threading.Event()
         self._stopped = False
-        self._told: dict[CodeType, float] = {}
+        self._told: dict[tuple[CodeType, int], float] = {}
         self._thread = threading.Thread(target=self._watch, name="portico watchdog", daemon=True)
+
+    def watch(self, seconds: float) -> None:
+        """Look often enough for a server that allows so many seconds; the least of several counts."""
+        self._seconds = min(self._seconds, seconds)
 
     def start(self) -> None:
         self._activity.stir = self._stirred.set
@@ -51,7 +55,7 @@ class Watchdog:
         self._thread.join()
 
     def _watch(self) -> None:
-        activity, began = self._activity, 0.0
+        activity, began, told = self._activity, 0.0, False
         seen: tuple[int, GreenThread | None] = (-1, None)
         pause = threading.Event()
         while not self._stopped:
@@ -61,9 +65,9 @@ class Watchdog:
                 self._sleep()
                 continue
             if thread is None or now != seen:
-                began, seen = monotonic(), now
-            elif place is not None and monotonic() - began >= self._seconds:
-                self._tell(thread, place, monotonic() - began)
+                began, seen, told = monotonic(), now, False
+            elif place is not None and not told:  # of one hold only once, wherever it goes on to
+                told = self._look(thread, place, monotonic() - began)
             pause.wait(self._seconds / _LOOKS)
 
     def _sleep(self) -> None:
@@ -85,12 +89,17 @@ class Watchdog:
             frame = frame.f_back
         return None, None
 
-    def _tell(self, thread: GreenThread, place: FrameType, seconds: float) -> None:
-        now, code = monotonic(), place.f_code
-        if now - self._told.get(code, -_AGAIN) < _AGAIN:
-            return
-        self._told[code] = now
+    def _look(self, thread: GreenThread, place: FrameType, seconds: float) -> bool:
+        """Tell of a thread that holds the loop for too long; whether it is told of, now or a little while ago."""
         function, *arguments = thread.job or (None,)
         server = getattr(function, "__self__", None)
-        client_address = arguments[1] if len(arguments) == 2 else None
-        logs.emit(server, LoopHeld(client_address, seconds, "".join(traceback.format_stack(place))))
+        allowed = getattr(server, "blocking_warning", self._seconds)
+        if allowed is None or seconds < allowed:
+            return False
+        is_request = getattr(function, "__name__", "") == "process_request_thread"
+        now, line = monotonic(), (place.f_code, place.f_lineno)
+        if now - self._told.get(line, -_AGAIN) >= _AGAIN:
+            self._told[line] = now
+            stack = "".join(traceback.format_stack(place))
+            logs.emit(server, LoopHeld(arguments[1] if is_request else None, seconds, stack))
+        return True

@@ -10,6 +10,7 @@ own: `green.wait_for(lock.acquire())`.
 
 from __future__ import annotations
 
+import asyncio
 import contextvars
 import socket
 from contextlib import contextmanager
@@ -20,7 +21,7 @@ from greenlet import GreenletExit
 
 from . import logs, settings
 from ._green_sockets import GreenSocket
-from ._hub import GreenThread, Hub, current
+from ._hub import Expired, GreenThread, Hub, current
 from ._on_loop import OnLoop
 from ._serving import end_request, request_context
 from ._watchdog import Watchdog
@@ -49,7 +50,7 @@ class GreenMixIn(OnLoop):
         """What the green thread runs: the request, its errors and its end."""
         try:
             self.finish_request(request, client_address)
-        except Exception:
+        except (Exception, asyncio.CancelledError):  # of something awaited, which is not this thread
             try:
                 self.handle_error(request, client_address)
             except Exception as error:
@@ -83,10 +84,13 @@ class GreenMixIn(OnLoop):
         if engine.hub is None:
             engine.hub = Hub(engine.loop, engine.readiness)
             engine.closing.callback(engine.hub.close)
-            if self.blocking_warning:
-                watchdog = Watchdog(engine.hub, self.blocking_warning)
-                watchdog.start()
-                engine.closing.callback(watchdog.stop)
+        if not self.blocking_warning:
+            return
+        if engine.hub.watchdog is None:
+            engine.hub.watchdog = Watchdog(engine.hub, self.blocking_warning)
+            engine.hub.watchdog.start()
+            engine.closing.callback(engine.hub.watchdog.stop)
+        engine.hub.watchdog.watch(self.blocking_warning)
 
 
 # -- for handlers
@@ -151,10 +155,17 @@ def spawn(function: Callable[..., Any], *arguments: Any) -> GreenThread:
 @contextmanager
 def timeout(seconds: float) -> Iterator[None]:
     """Raise `TimeoutError` where the block waits when it has lasted so many seconds. Blocks may be nested."""
-    thread, error = current(), TimeoutError("timed out")
-    alarm = thread.hub.loop.call_later(seconds, thread.interrupt, error)
+    thread = current()
+    expired = Expired(thread.blocks)
+    thread.blocks += 1
+    alarm = thread.hub.loop.call_later(seconds, thread.interrupt, expired)
     try:
         yield
+    except Expired as error:
+        if error is not expired:
+            raise
+        raise TimeoutError("timed out") from None
     finally:
+        thread.blocks -= 1
         alarm.cancel()
-        thread.spare(error)
+        thread.spare(expired)

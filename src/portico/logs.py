@@ -83,13 +83,15 @@ def _rendered(event: Event) -> tuple[int, str, BaseException | None]:
                 "locked in the child; serve from the only thread of a process, or use ThreadingMixIn"
             ), None  # fmt: skip
         case LoopHeld():
-            return _WARNING, (
-                f"the handler of {event.client_address} has been holding the event loop for {event.seconds:.2g} s, "
-                f"and everybody else with it:\n{event.stack}"
-            ), None  # fmt: skip
+            held = f"{_holder(event)} has been holding the event loop for {event.seconds:.2g} s"
+            return _WARNING, f"{held}, and everybody else with it:\n{event.stack}", None
         case RequestsAbandoned():
             return _ERROR, f"{event.number} requests catch GreenletExit and go on waiting; they are left behind", None
     return _INFO, type(event).__name__, None
+
+
+def _holder(event: LoopHeld) -> str:
+    return "a green thread" if event.client_address is None else f"the handler of {event.client_address}"
 
 
 def _peer(event: RequestFailed) -> str:
