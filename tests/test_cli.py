@@ -35,6 +35,7 @@ thing = 1
 def folder(tmp_path: Path) -> Path:
     (tmp_path / "handlers.py").write_text(HANDLER)
     (tmp_path / "broken.py").write_text("1 / 0\n")
+    (tmp_path / "leaves.py").write_text("import sys\nsys.exit('bye')\n")
     return tmp_path
 
 
@@ -120,6 +121,7 @@ def test_serve_takes_a_socket_handed_down(folder: Path) -> None:
 WRONG = {
     "no module": (["nowhere:H", "tcp://127.0.0.1:0"], "cannot import 'nowhere'"),
     "a module that fails": (["broken:H", "tcp://127.0.0.1:0"], "ZeroDivisionError"),
+    "a module that exits": (["leaves:H", "tcp://127.0.0.1:0"], "cannot import 'leaves': SystemExit: bye"),
     "no name": (["handlers", "tcp://127.0.0.1:0"], "MODULE:HANDLER"),
     "no such class": (["handlers:Nope", "tcp://127.0.0.1:0"], "has no 'Nope'"),
     "no handler": (["handlers:thing", "tcp://127.0.0.1:0"], "is no handler"),
@@ -132,6 +134,18 @@ WRONG = {
     "an unknown setting": (["handlers:Upper", "tcp://127.0.0.1:0", "--set", "x=1"], "NAME of: accept_batch"),
     "a wrong value": (["handlers:Upper", "tcp://127.0.0.1:0", "--set", "accept_batch=0"], "from 1 up, not 0"),
     "no value": (["handlers:Upper", "tcp://127.0.0.1:0", "--set", "accept_batch"], "NAME=VALUE"),
+    "a setting for nobody": (
+        ["handlers:Upper", "tcp://127.0.0.1:0", "--set", "max_children=3"],
+        "--set max_children: none of the servers asked for has such a setting",
+    ),
+    "a setting for forks": (
+        ["handlers:Upper", "tcp://127.0.0.1:0", "--set", "max_children=3", "--concurrency", "green"],
+        "max_children",
+    ),
+    "settings for nobody": (
+        ["handlers:Upper", "tcp://127.0.0.1:0", "--set", "max_packet_size=3", "--set", "unix_group=0"],
+        "--set max_packet_size: none",
+    ),
     "no program": (["-"], "arguments are required"),
 }
 
@@ -157,11 +171,40 @@ def test_an_address_in_use_names_its_holder(folder: Path) -> None:
     assert result.stderr.count("\n") == 1
 
 
-def test_settings_can_be_set_for_those_kinds_that_have_them(folder: Path) -> None:
+@pytest.mark.parametrize("concurrency", ["fork", "thread"])
+def test_settings_can_be_set_for_those_kinds_that_have_them(folder: Path, concurrency: str) -> None:
     unix = folder / "m.sock"
-    command = [*PORTICO, "serve", "handlers:Upper", f"unix:{unix}", "--set", "unix_mode=600", "--set", "max_children=3"]
-    with running(command, cwd=folder, ready="serving"):
+    settings = {"unix_mode": "600", "max_packet_size": "100", "request_queue_size": "7"}
+    settings |= {"max_children": "3"} if concurrency == "fork" else {}
+    given = [word for name, value in settings.items() for word in ("--set", f"{name}={value}")]
+    command = [*PORTICO, "serve", "handlers:Upper", f"unix:{unix}", "udp://127.0.0.1:0", *given]
+    with running([*command, "--concurrency", concurrency], cwd=folder, ready="udp://"):
         assert unix.stat().st_mode & 0o777 == 0o600
+
+
+def test_settings_for_a_socket_handed_down_are_those_of_any_kind_it_may_be(folder: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        command = [*PORTICO, "serve", "handlers:Upper", f"fd://{listener.fileno()}", "--set", "max_packet_size=9"]
+        with subprocess.Popen(
+            command, cwd=folder, env=environment(), stdout=subprocess.PIPE, text=True, pass_fds=[listener.fileno()]
+        ) as process:
+            assert process.stdout is not None
+            assert process.stdout.readline().startswith("serving ")
+            process.terminate()
+            assert process.wait(10) == 0
+
+
+@pytest.mark.parametrize("others", [[], ["tcp://127.0.0.1:0"]], ids=["side by side", "apart"])
+def test_one_socket_cannot_be_served_twice(folder: Path, others: list[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        address = f"fd://{listener.fileno()}"
+        result = subprocess.run(
+            [*PORTICO, "serve", "handlers:Upper", address, *others, address],
+            cwd=folder, env=environment(), capture_output=True, text=True, timeout=30,
+            pass_fds=[listener.fileno()], check=False,
+        )  # fmt: skip
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr == f"portico: {address} names a socket that another address has named already\n"
 
 
 def test_settings_are_listed() -> None:
