@@ -7,6 +7,7 @@ import os
 import select
 import socket
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -275,3 +276,19 @@ def test_a_server_that_never_forked_closes_like_any_other() -> None:
     server.collect_children(blocking=True)
     server.server_close()
     assert server.active_children is None
+
+
+def test_forking_leaves_one_filter_among_the_warnings_filters_however_often_it_is_done() -> None:
+    def request() -> None:
+        with socket.create_connection(server.server_address, 10) as client:
+            client.sendall(b"x")
+            server.handle_request()
+            assert int(client.recv(100)) != os.getpid()
+
+    with warnings.catch_warnings(), portico.ForkingTCPServer(LOOPBACK, obey) as server:
+        request()
+        before = len(warnings.filters)
+        for _ in range(20):
+            warnings.simplefilter("always")  # in front of ours, as a test's or a library's would be
+            request()
+        assert len(warnings.filters) == before + 1

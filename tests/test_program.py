@@ -102,7 +102,7 @@ def test_with_a_safe_path_nothing_is_looked_for_beside_the_program(folder: Path,
         return [command[0], "-P", *command[1:], *arguments]
 
     assert output(with_p(RUN), folder / "other", folder) == output(with_p(PYTHON), folder / "other", folder)
-    missing = result_of(with_p(RUN), folder)
+    missing = result_of(with_p(RUN), folder / "other")
     assert missing.returncode != 0
     assert "helper" in missing.stderr or "there is no module" in missing.stderr
 

@@ -18,6 +18,12 @@ class Handler(portico.StreamRequestHandler[portico.TCPServer]):
     def handle(self) -> None:
         self.request.no_such_method()
         self.server.no_such_attribute
+        self.wfile.write("no bytes")
+
+class Async(portico.AsyncStreamRequestHandler[portico.AsyncTCPServer]):
+    async def handle(self) -> None:
+        self.rfile.readline().upper()
+        await self.wfile.no_such_method()
 """
 
 
@@ -36,6 +42,9 @@ def test_mypy_sees_what_is_wrong(tmp_path: Path) -> None:
     output = _mypy(wrong, tmp_path)
     assert 'has no attribute "no_such_method"' in output
     assert 'has no attribute "no_such_attribute"' in output
+    assert 'Argument 1 to "write"' in output
+    assert '"Coroutine[Any, Any, bytes]" has no attribute "upper"' in output
+    assert '"StreamWriter" has no attribute "no_such_method"' in output
 
 
 @pytest.mark.timeout(180)  # the first call fetches pyright's own program

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
+from io import BufferedIOBase
 from typing import assert_type
 
 import portico
@@ -22,8 +24,14 @@ class Count(portico.StreamRequestHandler[Counter]):
     def handle(self) -> None:
         assert_type(self.server, Counter)
         assert_type(self.request, socket.socket)
+        assert_type(self.rfile, BufferedIOBase)
+        assert_type(self.wfile, BufferedIOBase)
+        assert_type(self.rfile.readline(), bytes)
         self.server.seen += 1
+        for line in self.rfile:
+            assert_type(self.wfile.write(line), int)
         self.wfile.write(str(self.server.seen).encode())
+        self.wfile.flush()
 
 
 class Plain(portico.BaseRequestHandler):
@@ -42,6 +50,46 @@ class Echo(portico.DatagramRequestHandler[portico.UDPServer]):
         self.wfile.write(self.packet)
 
 
+class Async(portico.AsyncTCPServer):
+    greeting = b"hello\n"
+
+
+class Greet(portico.AsyncStreamRequestHandler[Async]):
+    async def handle(self) -> None:
+        assert_type(self.server, Async)
+        assert_type(self.rfile, asyncio.StreamReader)
+        assert_type(self.wfile, asyncio.StreamWriter)
+        assert_type(await self.rfile.readline(), bytes)
+        self.wfile.write(self.server.greeting)
+        await self.wfile.drain()
+
+
+class Loose(portico.AsyncStreamRequestHandler):
+    """Without parameters."""
+
+    async def handle(self) -> None:
+        self.wfile.write(await self.rfile.read(100))
+        self.server.whatever_it_has()
+
+
+class Passed(portico.AsyncBaseRequestHandler[portico.AsyncTCPServer, portico.AsyncSocket]):
+    async def handle(self) -> None:
+        assert_type(self.request, portico.AsyncSocket)
+        await self.request.sendall(await self.request.recv(100))
+
+
+class Green(portico.GreenMixIn, portico.TCPServer):
+    """A mix-in over a server, as with threads."""
+
+    daemon_threads = True
+    address_family = socket.AF_INET6
+
+
+class Threaded(portico.ThreadingMixIn, portico.UDPServer):
+    def process_request(self, request: tuple[bytes, socket.socket], client_address: object) -> None:
+        super().process_request(request, client_address)
+
+
 class Picky(portico.UDPServer):
     def verify_request(self, request: tuple[bytes, socket.socket], client_address: object) -> bool:
         return request[0].startswith(b"!")
@@ -55,6 +103,13 @@ def main() -> None:
     with Counter(("127.0.0.1", 0), Count, request_queue_size=10) as server, server.background() as same:
         assert_type(same, Counter)
         server.shutdown()
+    with Async(("127.0.0.1", 0), Greet) as tasks, Green(("::1", 0), Plain).background() as green:
+        assert_type(green, Green)
+        asyncio.run(tasks.serve_async())
+        portico.serve_together([tasks, green, Threaded(("", 0), Echo)])
+    assert_type(portico.GreenTCPServer(("", 0), Plain).get_request()[0], socket.socket)
+    for handler in (Loose, Passed):
+        portico.AsyncTCPServer(("", 0), handler, event_loop="asyncio").handle_request()
     assert_type(portico.TCPServer(("", 0), any_callable).get_request()[0], socket.socket)
     assert_type(Picky(("", 0), Echo).get_request()[0], tuple[bytes, socket.socket])
     for made in (portico.UDPServer(("", 0), Echo), portico.TCPServer(("", 0), Plain)):
