@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import gc
+import json
 import os
 import socket
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from ..waiting import until
+from ..commands import environment
 from .flavours import ALL, Flavour, handler_for, looping
 
 Connect = Callable[..., Any]
@@ -98,14 +101,36 @@ def test_the_nth_failure_of_construction_leaves_nothing_open(
         flavour.server_class(address, handler_for(flavour)).server_close()
 
 
+SECOND = """
+import json, os, sys, portico
+
+def descriptors():
+    return sorted(os.listdir("/proc/self/fd"))
+
+async def handler(*_): pass
+name, address, settings = json.loads(sys.argv[1])
+server_class = getattr(portico, name)
+handler = handler if name.startswith("Async") else print
+before = descriptors()
+try:
+    server_class(tuple(address) if isinstance(address, list) else address, handler, **settings)
+except OSError as error:
+    print(json.dumps([str(error), before, descriptors()]))  # looked at while the error, and all it refers to, is there
+"""
+
+
 def test_an_address_in_use_leaves_nothing_open(flavour: Flavour, address: Any, connect: Connect) -> None:
+    """The second server is in a process of its own, where nothing but it opens or closes anything."""
     with flavour.server_class(address, handler_for(flavour)).background() as server:
         assert is_served(connect(server), flavour)
-        before = descriptors()
-        with pytest.raises(OSError, match="Address already in use"):
-            flavour.server_class(server.server_address, handler_for(flavour))
-        # In a while: the server may just be serving the connection that asked whether it is alive.
-        assert until(lambda: descriptors() == before)
+        made = [flavour.way.prefix + flavour.kind.suffix, server.server_address, dict(flavour.way.settings)]
+        command = [sys.executable, "-c", SECOND, json.dumps(made)]
+        result = subprocess.run(
+            command, env=environment(), capture_output=True, text=True, timeout=30, check=True
+        )  # fmt: skip
+        said, before, after = json.loads(result.stdout)
+        assert "Address already in use" in said
+        assert before == after
         assert is_served(connect(server), flavour)
 
 
