@@ -47,12 +47,14 @@ class AsyncSocket(Watched):
     Timeouts are asyncio's: `async with asyncio.timeout(5): ...`. A request's is closed by the server.
     """
 
-    __slots__ = ("_loop", "_patience")
+    __slots__ = ("_loop", "_patience", "was_connected")
 
     def __init__(self, family: int, kind: int, proto: int, descriptor: int, *, engine: AsyncioLoop) -> None:
         super().__init__(family, kind, proto, descriptor, readiness=engine.readiness)
         self._loop = engine.loop
         self._patience = _BUDGET
+        self.was_connected: bool | None = None
+        """Whether the connection stood at the end of its handler, where streams have taken it over; else None."""
 
     # -- the hot calls: no further coroutine where nothing has to be waited for
 
@@ -231,6 +233,7 @@ class AsyncStreamRequestHandler(AsyncBaseRequestHandler[ServerT, Any]):
         self.wfile = asyncio.StreamWriter(transport, protocol, self.rfile, loop)
 
     async def finish(self) -> None:
+        self.request.was_connected = not (self.wfile.is_closing() or self.rfile.exception())
         self.wfile.close()
         try:
             await self.wfile.wait_closed()

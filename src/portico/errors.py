@@ -118,6 +118,9 @@ def is_disconnect(error: BaseException | None, request: Any) -> bool:
 
 def _is_connected(request: Any) -> bool:
     """Whether the request's own connection stands: then an error is of another one, which the handler has made."""
+    known: bool | None = getattr(request, "was_connected", None)  # asyncio's streams have closed it meanwhile
+    if known is not None:
+        return known
     try:
         poll = select.poll()
         poll.register(request, select.POLLOUT)
