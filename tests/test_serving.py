@@ -13,7 +13,6 @@ import time
 from collections import namedtuple
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -275,10 +274,12 @@ def test_a_listener_taken_away_without_a_word_leaves_shutdown_and_closing_as_the
 
 @pytest.mark.parametrize("name", ["socketserver_ext", "porticoes", "socketserver2", "mine"])
 def test_service_actions_of_a_class_from_any_module_is_called(name: str) -> None:
+    def service_actions(self: Any) -> None:
+        calls.append(1)
+
     calls: list[int] = []
-    members = {"__module__": ModuleType(name).__name__, "service_actions": lambda self: calls.append(1)}
-    members["service_actions"].__module__ = name  # type: ignore[attr-defined]
-    Server = type("Server", (portico.TCPServer,), members)
+    service_actions.__module__ = name
+    Server = type("Server", (portico.TCPServer,), {"__module__": name, "service_actions": service_actions})
     with Server(LOOPBACK, upper).background(0.01):
         assert until(lambda: len(calls) >= 3)
 
