@@ -25,6 +25,7 @@ FLOORS = (
     {"presets", "green_presets", "async_presets"},
     {"threads", "forks", "green", "aio"},
     {"_green_sockets", "_watchdog"},
+    {"_parking"},
     {"servers", "handlers"},
     {"_base"},
     {"_hub", "_on_loop"},

@@ -61,8 +61,9 @@ class Background(Generic[ServedT]):
         return self._server
 
     def _begin(self) -> None:
-        self._begun = True
-        self._ready.set()
+        if threading.current_thread() is self._thread:  # and not somebody else's loop, a moment before ours
+            self._begun = True
+            self._ready.set()
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
         try:

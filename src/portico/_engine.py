@@ -7,6 +7,7 @@ run: that is `green`'s and `aio`'s business.
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Any
@@ -43,6 +44,8 @@ class AsyncioLoop:
         self._acceptors: list[Acceptor] = []
         self._turn_again: asyncio.Handle | None = None
         self._over: asyncio.Future[None] = loop.create_future()
+        self._copies: dict[int, tuple[int, int]] = {}
+        """The descriptors of listeners, and those that are watched in their place."""
 
     async def serve(self, servers: list[Any], poll_interval: float | None) -> None:
         """Serve until every one of them has been shut down or closed, and their requests have ended."""
@@ -75,12 +78,22 @@ class AsyncioLoop:
     # -- what an acceptor asks
 
     def watch(self, fileobj: Any, callback: Callable[[], object]) -> int:
-        """Have `callback` called whenever `fileobj` is readable; returns its descriptor."""
-        descriptor: int = fileobj if isinstance(fileobj, int) else fileobj.fileno()
+        """Have `callback` called whenever `fileobj` is readable; returns the descriptor that is watched.
+
+        That is a copy, kept until the server is let go: the listener may be closed at any time and in any thread, and a
+        loop must not have a reader of what is closed (libuv would abort the process).
+        """
+        descriptor = fileobj.fileno()
+        original, copy = self._copies.get(id(fileobj), (-1, -1))
         if descriptor < 0:
             raise ValueError(f"cannot watch {fileobj!r}: it is closed")
-        self.loop.add_reader(descriptor, self._ready, callback)
-        return descriptor
+        if descriptor != original:
+            if copy >= 0:
+                os.close(copy)
+            copy = os.dup(descriptor)
+            self._copies[id(fileobj)] = descriptor, copy
+        self.loop.add_reader(copy, self._ready, callback)
+        return copy
 
     def unwatch(self, descriptor: int) -> None:
         self.loop.remove_reader(descriptor)
@@ -92,6 +105,9 @@ class AsyncioLoop:
 
     def release(self, server: Any) -> None:
         """A server has stopped: let it go. Its requests are waited for at the end."""
+        _, copy = self._copies.pop(id(server), (-1, -1))
+        if copy >= 0:
+            os.close(copy)
         server._portico_serving_ended(self)
 
     # -- turns

@@ -1,29 +1,27 @@
 """`GreenSocket`: a socket whose calls park the green thread where a blocking socket's would block the thread.
 
 Everything else about it is a blocking socket's: timeouts, errors, files, half-close. Outside a green thread of its own
-loop (in another thread, in a hook that the loop itself calls) its calls really block. What waits and how it is woken is
+loop (in another thread, in a hook that the loop itself calls) its calls really block. How it waits is `_parking`'s, how it is woken
 `_readiness`'s and `_hub`'s.
 """
 
 from __future__ import annotations
 
 import errno
-import operator
 import os
 import select
 import socket
-import time
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
 from greenlet import getcurrent
 
 from ._addresses import AF_UNIX
-from ._hub import BUDGET, GreenThread, Hub
-from ._readiness import IN, Watched
+from ._hub import GreenThread
+from ._parking import AGAIN, DONT_WAIT, READ, WRITE, ParkingSocket, retried
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    pass
 
 __all__ = ["GreenSocket"]
 
@@ -31,39 +29,17 @@ _Socket: Any = socket.SocketType
 _recv: Final = _Socket.recv
 _recv_into: Final = _Socket.recv_into
 _send: Final = _Socket.send
-_READ, _WRITE = True, False
-# As plain numbers: `flags & MSG_DONTWAIT` of an enum's member costs 1 us.
-_DONT_WAIT: Final = int(getattr(socket, "MSG_DONTWAIT", 0))
+# Plain numbers, as in `_parking`.
 _WAIT_ALL: Final = int(getattr(socket, "MSG_WAITALL", 0))
 _PEEK: Final = int(socket.MSG_PEEK)
-_OTHER_QUEUES: Final = int(socket.MSG_OOB) | int(getattr(socket, "MSG_ERRQUEUE", 0))
-_AGAIN: Final = (BlockingIOError, InterruptedError)
 _PROGRESS: Final = {errno.EINPROGRESS, errno.EWOULDBLOCK, errno.EAGAIN, errno.EALREADY}
 _PIECE: Final = 1 << 20
 
 
-class GreenSocket(Watched):
+class GreenSocket(ParkingSocket):
     """A `socket.socket` for green threads. Closed by whoever made it; a request's by the server."""
 
-    __slots__ = ("_home", "_hub", "_owner", "_patience", "_timeout")
-
-    def __init__(
-        self, family: int = -1, type: int = -1, proto: int = -1, fileno: int | None = None,  # noqa: A002
-        *, hub: Hub | None = None,
-    ) -> None:  # fmt: skip
-        thread = getcurrent()
-        if hub is None and isinstance(thread, GreenThread):
-            hub = thread.hub
-        super().__init__(family, type, proto, fileno, readiness=None if hub is None else hub.readiness)
-        self._hub = hub
-        self._timeout: float | None = socket.getdefaulttimeout()
-        self._home = None if self._timeout == 0 else hub
-        """The hub whose green threads may park here; None while the socket is non-blocking for its user, too."""
-        self._owner: GreenThread | None = None
-        """The green thread that need not ask before it reads: it is the hub's, the socket blocks, and nobody else waits
-        to read. Whoever else waits takes that away."""
-        self._patience = BUDGET
-        """Calls that may follow without waiting before others have their turn."""
+    __slots__ = ()
 
     # -- the hot calls: measured with 64-byte echoes, each check more than these costs about 1 %
 
@@ -76,7 +52,7 @@ class GreenSocket(Watched):
             if self._readable:
                 try:
                     data: bytes = _recv(self, bufsize)
-                except _AGAIN:
+                except AGAIN:
                     self._readable = self._ended
                 else:
                     if len(data) < bufsize:
@@ -99,7 +75,7 @@ class GreenSocket(Watched):
             if self._readable:
                 try:
                     count: int = _recv_into(self, buffer, nbytes)
-                except _AGAIN:
+                except AGAIN:
                     self._readable = self._ended
                 else:
                     if count < (nbytes or len(buffer)):
@@ -119,7 +95,7 @@ class GreenSocket(Watched):
         if type(data) is bytes and self._writable and self._home is not None:
             try:
                 sent = _send(self, data, flags)
-            except _AGAIN:
+            except AGAIN:
                 sent = 0
             if sent == len(data):
                 if self._patience:
@@ -130,60 +106,39 @@ class GreenSocket(Watched):
             data = memoryview(data)[sent:]
         self._send_rest(data, flags)
 
-    def _park_owner(self, thread: Any, deadline: float | None) -> float | None:
-        """`_park` for the owner, without the questions that need not be asked."""
-        if self._timeout is not None or not self._edges & IN:
-            return self._park(thread, _READ, deadline)
-        self._readers = (thread,)
-        self._patience = BUDGET
-        try:
-            if not self._readiness.next():  # type: ignore[union-attr]
-                thread.hub.to_loop()
-        except BaseException:
-            self._leave(thread)
-            raise
-        return None
-
-    def _give_way(self) -> None:
-        """So many calls without waiting: now others have their turn, if this is a green thread."""
-        self._patience = BUDGET
-        thread = getcurrent()
-        if type(thread) is GreenThread and thread.hub is self._home:
-            thread.give_way()
-
     # -- the other calls that a blocking socket would block in
 
     def send(self, data: Any, flags: int = 0, /) -> int:
         """Without a timeout a blocking socket sends everything, whatever send(2) promises; so does this one."""
-        if self._timeout is None and self.type == socket.SOCK_STREAM and not flags & _DONT_WAIT:
+        if self._timeout is None and self.type == socket.SOCK_STREAM and not flags & DONT_WAIT:
             return self._send_rest(data, flags, partly=True)
-        return int(self._call(_WRITE, _send, data, flags, flags=flags))
+        return int(self._call(WRITE, _send, data, flags, flags=flags))
 
     def recvfrom(self, bufsize: int, flags: int = 0, /) -> tuple[bytes, Any]:
-        data, address = self._call(_READ, _Socket.recvfrom, bufsize, flags, flags=flags)
+        data, address = self._call(READ, _Socket.recvfrom, bufsize, flags, flags=flags)
         return self._filled(data, bufsize, flags), address
 
     def recvfrom_into(self, buffer: Any, nbytes: int = 0, flags: int = 0, /) -> tuple[int, Any]:
-        count, address = self._call(_READ, _Socket.recvfrom_into, buffer, nbytes, flags, flags=flags)
+        count, address = self._call(READ, _Socket.recvfrom_into, buffer, nbytes, flags, flags=flags)
         return self._filled_into([buffer], nbytes, count, flags), address
 
     def recvmsg(self, bufsize: int, ancbufsize: int = 0, flags: int = 0, /) -> Any:
-        data, *rest = self._call(_READ, _Socket.recvmsg, bufsize, ancbufsize, flags, flags=flags)
+        data, *rest = self._call(READ, _Socket.recvmsg, bufsize, ancbufsize, flags, flags=flags)
         return (self._filled(data, bufsize, flags), *rest)
 
     def recvmsg_into(self, buffers: Any, ancbufsize: int = 0, flags: int = 0, /) -> Any:
         buffers = list(buffers)
-        count, *rest = self._call(_READ, _Socket.recvmsg_into, buffers, ancbufsize, flags, flags=flags)
+        count, *rest = self._call(READ, _Socket.recvmsg_into, buffers, ancbufsize, flags, flags=flags)
         return (self._filled_into(buffers, 0, count, flags), *rest)
 
     def sendto(self, data: Any, *flags_and_address: Any) -> int:
         flags = flags_and_address[0] if len(flags_and_address) > 1 else 0
-        return int(self._call(_WRITE, _Socket.sendto, data, *flags_and_address, flags=flags))
+        return int(self._call(WRITE, _Socket.sendto, data, *flags_and_address, flags=flags))
 
     def sendmsg(self, buffers: Any, ancdata: Any = (), flags: int = 0, address: Any = None, /) -> int:
         buffers = list(buffers)
-        sent = int(self._call(_WRITE, _Socket.sendmsg, buffers, ancdata, flags, address, flags=flags))
-        if self._timeout is None and self.type == socket.SOCK_STREAM and not flags & _DONT_WAIT:
+        sent = int(self._call(WRITE, _Socket.sendmsg, buffers, ancdata, flags, address, flags=flags))
+        if self._timeout is None and self.type == socket.SOCK_STREAM and not flags & DONT_WAIT:
             rest = memoryview(b"".join(buffers))[sent:]  # seldom: a blocking socket sends all of it
             sent += self._send_rest(rest, flags, partly=True) if rest else 0
         return sent
@@ -204,7 +159,7 @@ class GreenSocket(Watched):
         try:
             while count is None or sent < count:
                 piece = _PIECE if count is None else min(_PIECE, count - sent)
-                now = self._call(_WRITE, _sendfile, source, offset + sent, piece)
+                now = self._call(WRITE, _sendfile, source, offset + sent, piece)
                 if not now:
                     break
                 sent += now
@@ -214,7 +169,7 @@ class GreenSocket(Watched):
         return sent
 
     def accept(self) -> tuple[socket.socket, Any]:
-        descriptor, address = self._call(_READ, _Socket._accept)
+        descriptor, address = self._call(READ, _Socket._accept)
         connection = GreenSocket(self.family, self.type, self.proto, descriptor, hub=self._hub)
         return connection, address
 
@@ -235,34 +190,10 @@ class GreenSocket(Watched):
             return error
         if self.family == AF_UNIX:  # the peer's backlog is full, and no event tells when it is not any more
             deadline = None if self._timeout is None else monotonic() + self._timeout
-            return int(_retried(lambda: _connected_at_once(self, address), deadline))
+            return int(retried(lambda: _connected_at_once(self, address), deadline))
         self._writable = False
-        self._call(_WRITE, _connected)
+        self._call(WRITE, _connected)
         return self.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-
-    # -- timeouts and modes, as the user sees them
-
-    def settimeout(self, value: float | None, /) -> None:
-        if value is not None:
-            value = float(value if isinstance(value, float) else operator.index(value))
-            if not value >= 0:
-                raise ValueError("Timeout value out of range")
-        self._timeout = value
-        self._home = None if value == 0 else self._hub
-        self._owner = None
-
-    def gettimeout(self) -> float | None:
-        return self._timeout
-
-    @property
-    def timeout(self) -> float | None:
-        return self._timeout
-
-    def setblocking(self, flag: bool, /) -> None:
-        self.settimeout(None if flag else 0.0)
-
-    def getblocking(self) -> bool:
-        return self._timeout != 0
 
     def dup(self) -> GreenSocket:
         """A second socket of the same connection, as much at home on the loop as this one. The caller closes it."""
@@ -270,94 +201,16 @@ class GreenSocket(Watched):
         copy.settimeout(self._timeout)
         return copy
 
-    def detach(self) -> int:
-        """Whoever gets the descriptor gets it in the mode that this socket showed."""
-        blocking = self._timeout is None
-        descriptor = super().detach()
-        if descriptor >= 0:
-            os.set_blocking(descriptor, blocking)
-        return descriptor
-
-    # -- waiting
-
-    def _park(self, thread: GreenThread, read: bool, deadline: float | None) -> float | None:
-        """Wait for a try to be worth while; returns the deadline, to be handed in again. `TimeoutError` past it."""
-        if deadline is None and self._timeout is not None:
-            deadline = monotonic() + self._timeout
-        self._patience = BUDGET
-        if thread is not self._owner and read:
-            self._owner = None
-        (self._await_read if read else self._await_write)(thread)
-        try:
-            if deadline is None:
-                thread.park()
-            elif monotonic() < deadline:
-                thread.park_until(deadline)
-            else:
-                raise TimeoutError("timed out")
-        except BaseException:
-            self._leave(thread)
-            raise
-        return deadline
-
-    def _call(
-        self, read: bool, call: Callable[..., Any], *arguments: Any, flags: int = 0, deadline: float | None = None
-    ) -> Any:
-        """Make a call that a blocking socket would block in. `deadline` is for several calls with one timeout."""
-        thread = getcurrent()
-        if self._timeout == 0 or flags & _DONT_WAIT:
-            return call(self, *arguments)
-        if deadline is None and self._timeout is not None:
-            deadline = monotonic() + self._timeout
-        if type(thread) is not GreenThread or thread.hub is not self._home:
-            return self._call_blocking(read, call, arguments, deadline)
-        untried = bool(flags)  # what urgent data and the like are about, no belief of ours knows
-        while True:
-            if untried or (self._readable if read else self._writable):
-                untried = False
-                try:
-                    result = call(self, *arguments)
-                except _AGAIN:
-                    if not read and self.family == AF_UNIX and self.type == socket.SOCK_DGRAM:
-                        return _retried(lambda: call(self, *arguments), deadline)
-                    if not read:
-                        self._writable = False
-                    elif not flags & _OTHER_QUEUES:
-                        self._readable = self._ended
-                else:
-                    if self._patience:
-                        self._patience -= 1
-                    else:
-                        self._give_way()
-                    return result
-            deadline = self._park(thread, read, deadline)
-
-    def _call_blocking(
-        self, read: bool, call: Callable[..., Any], arguments: tuple[Any, ...], deadline: float | None
-    ) -> Any:
-        """The same outside a green thread: block this thread, and leave what is believed to the loop's own."""
-        event = select.POLLIN if read else select.POLLOUT
-        while True:
-            try:
-                return call(self, *arguments)
-            except _AGAIN:
-                left = None if deadline is None else deadline - monotonic()
-                if left is not None and left <= 0:
-                    raise TimeoutError("timed out") from None
-            waiting = select.poll()
-            waiting.register(self.fileno(), event)
-            waiting.poll(None if left is None else left * 1000)
-
     def _receive(self, bufsize: int, flags: int) -> bytes:
         if not flags and self._may_own():
             return self.recv(bufsize)
-        return self._filled(self._call(_READ, _recv, bufsize, flags, flags=flags), bufsize, flags)
+        return self._filled(self._call(READ, _recv, bufsize, flags, flags=flags), bufsize, flags)
 
     def _receive_into(self, buffer: Any, nbytes: int, flags: int) -> int:
         if not flags and self._may_own():
             return self.recv_into(buffer, nbytes)
         return self._filled_into(
-            [buffer], nbytes, self._call(_READ, _recv_into, buffer, nbytes, flags, flags=flags), flags
+            [buffer], nbytes, self._call(READ, _recv_into, buffer, nbytes, flags, flags=flags), flags
         )
 
     # MSG_WAITALL is the kernel's for blocking descriptors only, and this one never is. With a timeout a blocking
@@ -394,14 +247,6 @@ class GreenSocket(Watched):
         except OSError:  # what has come is told first
             return 0
 
-    def _may_own(self) -> bool:
-        """Make the thread that runs the owner, if it is one of the hub's and nobody else waits to read."""
-        thread = getcurrent()
-        if type(thread) is not GreenThread or thread.hub is not self._home or self._readers:
-            return False
-        self._owner = thread
-        return True
-
     def _send_rest(self, data: Any, flags: int, *, partly: bool = False) -> int:
         """All of it, by one deadline for the whole (Python's rule for sendall); returns how many bytes.
 
@@ -412,7 +257,7 @@ class GreenSocket(Watched):
         with memoryview(data) as view, view.cast("B") as rest:
             while sent < len(rest):
                 try:
-                    sent += self._call(_WRITE, _send, rest[sent:], flags, flags=flags, deadline=deadline)
+                    sent += self._call(WRITE, _send, rest[sent:], flags, flags=flags, deadline=deadline)
                 except OSError:
                     if not (partly and sent):
                         raise
@@ -460,20 +305,3 @@ def _connected(sock: GreenSocket) -> None:
     poll.register(sock.fileno(), select.POLLOUT)
     if not poll.poll(0):
         raise BlockingIOError
-
-
-def _retried(attempt: Callable[[], Any], deadline: float | None) -> Any:
-    """Try again and again, where no event tells when it is worth while: a full queue of a Unix peer (unix(7))."""
-    pause = 0.001
-    while True:
-        try:
-            return attempt()
-        except _AGAIN:
-            if deadline is not None and monotonic() >= deadline:
-                raise TimeoutError("timed out") from None
-        thread = getcurrent()
-        if type(thread) is GreenThread:
-            thread.sleep_until(monotonic() + pause)
-        else:
-            time.sleep(pause)
-        pause = min(pause * 2, 0.05)

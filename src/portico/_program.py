@@ -10,6 +10,7 @@ import io
 import os
 import runpy
 import sys
+from importlib.machinery import PathFinder
 from types import CodeType, ModuleType
 
 TYPE_CHECKING = False
@@ -24,13 +25,17 @@ def run_script(path: str, arguments: Sequence[str]) -> None:
     """Run a file, or a folder or archive that has a `__main__.py`. Raises what the program raises, SystemExit too."""
     sys.argv = [path, *arguments]
     full = os.path.abspath(path)
-    if not (os.path.isfile(full) and _is_text(full)):
+    inside = None if _is_text(full) else PathFinder.find_spec("__main__", [full])
+    if inside is not None:  # a folder, or an archive: its `__main__`, with itself first on the path, safe or not
+        sys.path[0] = full
+        _run_found(inside)
+    elif _is_text(full):
+        _put_first(os.path.dirname(os.path.realpath(full)))
+        with io.open_code(full) as file:
+            code = compile(file.read(), full, "exec")
+        _run(code, {"__file__": full, "__spec__": None, "__package__": None})
+    else:  # a compiled file, or nothing that Python knows
         runpy.run_path(path, run_name="__main__")
-        return
-    _put_first(os.path.dirname(full))
-    with io.open_code(full) as file:
-        code = compile(file.read(), full, "exec")
-    _run(code, {"__file__": full, "__spec__": None, "__package__": None})
 
 
 def run_module(name: str, arguments: Sequence[str]) -> None:
@@ -38,12 +43,8 @@ def run_module(name: str, arguments: Sequence[str]) -> None:
     spec = _found(name)
     if spec is None:
         raise ModuleNotFoundError(f"no module {name!r}", name=name)
-    code = None if spec.loader is None else spec.loader.get_code(spec.name)  # type: ignore[attr-defined]
-    if code is None:
-        raise ModuleNotFoundError(f"no code object for {name}", name=name)
     sys.argv = [spec.origin or name, *arguments]
-    facts = {"__file__": spec.origin, "__spec__": spec, "__package__": spec.parent, "__loader__": spec.loader}
-    _run(code, facts)
+    _run_found(spec)
 
 
 def is_module(name: str) -> bool:
@@ -62,6 +63,13 @@ def _found(name: str) -> ModuleSpec | None:
     return spec
 
 
+def _run_found(spec: ModuleSpec) -> None:
+    code = None if spec.loader is None else spec.loader.get_code(spec.name)  # type: ignore[attr-defined]
+    if code is None:
+        raise ModuleNotFoundError(f"no code object for {spec.name}", name=spec.name)
+    _run(code, {"__file__": spec.origin, "__spec__": spec, "__package__": spec.parent, "__loader__": spec.loader})
+
+
 def _run(code: CodeType, facts: Mapping[str, object]) -> None:
     module = ModuleType("__main__")
     vars(module).update(facts)
@@ -70,7 +78,9 @@ def _run(code: CodeType, facts: Mapping[str, object]) -> None:
 
 
 def _is_text(path: str) -> bool:
-    """Whether this is a script by whatever name, and no archive or compiled file."""
+    """Whether this is a script by whatever name, and no folder, archive or compiled file."""
+    if not os.path.isfile(path):
+        return False
     with open(path, "rb") as file:
         return b"\0" not in file.read(1024)
 

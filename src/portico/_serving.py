@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 
 # inspect.CO_COROUTINE, without the import.
 _CO_COROUTINE = 0x80
-# Where the constructors come from that call handle() themselves.
-_HANDLERS = (f"{__package__}.", "socketserver")
 
 __all__ = ["Serving", "end_request", "request_context", "serve_together"]
 
@@ -115,7 +113,7 @@ class Serving:
         """Raise `HandlerError` for a handler of the other kind: it would block the loop, or never be awaited."""
         if not isinstance(handler, type):
             handler = getattr(handler, "func", handler)  # functools.partial
-        elif not handler.__init__.__module__.startswith(_HANDLERS):  # type: ignore[misc]
+        elif not _is_own(getattr(handler.__init__, "__module__", None)):  # type: ignore[misc]
             return  # its own constructor runs it, and may well know how
         code = getattr(getattr(handler, "handle", handler), "__code__", None)
         is_async = code is not None and bool(code.co_flags & _CO_COROUTINE)
@@ -162,8 +160,7 @@ class Serving:
 
     def _portico_overridden(self, name: str) -> bool:
         """Whether a hook is somebody else's: neither Portico's own nor the standard library's."""
-        module = getattr(getattr(type(self), name), "__module__", "")
-        return name in vars(self) or not (module == "socketserver" or module.startswith(f"{__package__}."))
+        return name in vars(self) or not _is_own(getattr(getattr(type(self), name), "__module__", None))
 
     def _portico_batch_size(self) -> int:
         """Requests per wake-up. One, as in the stdlib, wherever taking one more might block or skip a hook."""
@@ -234,6 +231,11 @@ class Serving:
             lifecycle.end()
             self._BaseServer__shutdown_request = False
             lifecycle.set()
+
+
+def _is_own(module: str | None) -> bool:
+    """Whether this is a module of Portico's, or the standard library's."""
+    return module is not None and (module == "socketserver" or module.startswith(f"{__package__}."))
 
 
 def end_request(server: Any, request: Any) -> None:

@@ -214,14 +214,21 @@ def make_nonblocking(sock: socket.socket) -> None:
 
     The mode belongs to the open file, which other processes may share: it may be set back at any time.
     """
-    if _POSIX and sock.fileno() >= 0:
-        os.set_blocking(sock.fileno(), False)
+    _set_blocking(sock, False)
 
 
 def set_blocking_again(sock: socket.socket) -> None:
     """Undo `make_nonblocking`, for whoever calls accept() on the listener after us."""
-    if _POSIX and sock.fileno() >= 0 and sock.gettimeout() is None:
-        os.set_blocking(sock.fileno(), True)
+    if sock.gettimeout() is None:
+        _set_blocking(sock, True)
+
+
+def _set_blocking(sock: socket.socket, blocking: bool) -> None:
+    if _POSIX:
+        try:
+            os.set_blocking(sock.fileno(), blocking)
+        except (OSError, ValueError):  # closed, perhaps by another thread and just now
+            return
 
 
 def peer_credentials(sock: socket.socket) -> Credentials:

@@ -26,7 +26,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from types import FrameType
-    from typing import Any
+    from typing import Any, NoReturn
 
 __all__ = ["main"]
 
@@ -95,17 +95,13 @@ def _serve(options: argparse.Namespace) -> int:
     if unused:
         raise CommandError(f"--set {', '.join(sorted(unused))}: none of the servers asked for has such a setting")
     running: list[BaseServer[Any]] = []
-    signals = _StopsOnSignals(running)
-    try:
-        with signals, ExitStack() as stack:
-            for address in options.addresses:
-                running.append(stack.enter_context(_server(address, handler, options.concurrency, values)))
-                _refuse_the_same_socket(running, address)
-            for server in running:
-                print(f"serving {options.handler} on {describe(server.socket)}", flush=True)
-            serve_together(running)
-    except Cut:
-        return signals.cut()
+    with _StopsOnSignals(running), ExitStack() as stack:
+        for address in options.addresses:
+            running.append(stack.enter_context(_server(address, handler, options.concurrency, values)))
+            _refuse_the_same_socket(running, address)
+        for server in running:
+            print(f"serving {options.handler} on {describe(server.socket)}", flush=True)
+        serve_together(running)
     return 0
 
 
@@ -186,14 +182,10 @@ def _refuse_the_same_socket(running: Sequence[BaseServer[Any]], address: str) ->
         raise CommandError(f"{address} names a socket that another address has named already")
 
 
-class Cut(BaseException):
-    """A second signal: do not wait for the requests that still run."""
-
-
 class _StopsOnSignals:
     """SIGINT and SIGTERM shut the servers down while the block lasts; the handlers before are put back after it.
 
-    Requests may then come to their end. A second signal raises `Cut`, wherever the main thread waits for them.
+    Requests may then come to their end. A second signal ends them, and the process, at once and wherever it waits.
     """
 
     def __init__(self, running: Sequence[BaseServer[Any]], system: System | None = None) -> None:
@@ -211,26 +203,26 @@ class _StopsOnSignals:
         for number, handler in self._before.items():
             self._system.on_signal(number, handler)
 
-    def cut(self) -> int:
-        """End the requests that still run: children by SIGTERM, threads with this process, at once. Exit status 3."""
-        children = [pid for server in self._servers for pid in getattr(server, "active_children", None) or ()]
-        for pid in children:
-            self._system.signal_child(pid, signal.SIGTERM)
+    def _stop(self, number: int, frame: FrameType | None) -> None:
+        if self._system.pid() != self._pid:
+            self._in_child(number)
+        elif self._stopping:
+            self._cut()
+        else:
+            self._stopping = True
+            for server in self._servers:
+                server.shutdown()
+
+    def _cut(self) -> NoReturn:
+        """End the requests that still run: children by SIGTERM, all else with this process. Exit status 3."""
+        for server in self._servers:
+            for pid in getattr(server, "active_children", None) or ():
+                self._system.signal_child(pid, signal.SIGTERM)
         print(
             "portico: told twice to stop; requests that were still running have been cut", file=sys.stderr, flush=True
         )
         sys.stdout.flush()
         self._system.exit_at_once(3)
-
-    def _stop(self, number: int, frame: FrameType | None) -> None:
-        if self._system.pid() != self._pid:
-            self._in_child(number)
-        elif self._stopping:
-            raise Cut
-        else:
-            self._stopping = True
-            for server in self._servers:
-                server.shutdown()
 
     def _in_child(self, number: int) -> None:
         """A terminal sends Ctrl-C to children, too: they may end their requests. SIGTERM is meant for the child."""
