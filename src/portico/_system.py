@@ -84,7 +84,7 @@ class System:
         """Do nothing for so long. Only where nothing can be waited for."""
         time.sleep(seconds)
 
-    def on_signal(self, number: int, handler: Callable[[int, Any], object]) -> Any:
+    def on_signal(self, number: int, handler: Callable[[int, Any], object] | int) -> Any:
         """Install a signal handler and return the one before it; main thread only (Python's rule)."""
         import signal  # a sixth of the time that `import portico` takes, for the command line alone
 

@@ -185,6 +185,7 @@ def _refuse_the_same_socket(running: Sequence[BaseServer[Any]], address: str) ->
 class _StopsOnSignals:
     """SIGINT and SIGTERM shut the servers down while the block lasts; the handlers before are put back after it.
 
+    Not if a signal has ended it: the process is about to end, and a second signal must not find it half gone.
     Requests may then come to their end. A second signal ends them, and the process, at once and wherever it waits.
     """
 
@@ -201,7 +202,7 @@ class _StopsOnSignals:
 
     def __exit__(self, *exc: object) -> None:
         for number, handler in self._before.items():
-            self._system.on_signal(number, handler)
+            self._system.on_signal(number, signal.SIG_IGN if self._stopping else handler)
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
         if self._system.pid() != self._pid:
