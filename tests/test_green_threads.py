@@ -161,7 +161,9 @@ def test_a_child_has_a_copy_of_the_context(run: Run) -> None:
     assert run(work) == ["maker's", "maker's"]
 
 
-def test_an_exception_that_nobody_joins_harms_nobody(server: Make) -> None:
+def test_an_exception_that_nobody_joins_harms_nobody_and_is_told(
+    server: Make, caplog: pytest.LogCaptureFixture
+) -> None:
     def handler(request: Any, *_: Any) -> None:
         green.spawn(divmod, 1, 0)
         green.sleep(0)
@@ -169,6 +171,17 @@ def test_an_exception_that_nobody_joins_harms_nobody(server: Make) -> None:
 
     with server(handler).background() as serving:
         assert [ask(serving) for _ in range(3)] == [b"served"] * 3
+    assert [record.getMessage()[:22] for record in caplog.records] == ["a spawned green thread"] * 3
+    assert "ZeroDivisionError" in caplog.text
+
+
+def test_one_that_is_joined_is_told_to_nobody_else(run: Run, caplog: pytest.LogCaptureFixture) -> None:
+    def work() -> None:
+        with pytest.raises(ZeroDivisionError):
+            green.spawn(divmod, 1, 0).join()
+
+    run(work)
+    assert not caplog.records
 
 
 def test_children_end_with_their_server(server: Make) -> None:

@@ -34,7 +34,7 @@ FLOORS = (
     {"_readiness"},
     {"_serving"},
     {"_acceptor", "_background", "logs"},
-    {"_sockets"},
+    {"_sockets", "_handler_kinds"},
     {"_addresses", "_unix_files", "_activation", "_holders", "_loop"},
     {"lifecycle", "_system"},
     {"settings"},

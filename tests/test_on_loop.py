@@ -20,15 +20,18 @@ from .waiting import until
 
 
 class Fake:
-    """Requests that are no more than names, and what has been done to them."""
+    """A server whose requests are no more than names, and what has been done to them."""
 
     def __init__(self) -> None:
         self.cancelled: list[str] = []
         self.abandoned: list[int] = []
         self.ends_when_cancelled: set[str] = set()
-        self.requests = Requests(asyncio.get_running_loop(), cancel=self.cancel, abandoned=self.abandoned.append)
+        self.requests = Requests(asyncio.get_running_loop(), self)  # type: ignore[arg-type]
 
-    def cancel(self, request: str) -> None:
+    def _portico_tell_of_abandoned(self, number: int) -> None:
+        self.abandoned.append(number)
+
+    def _portico_cancel(self, request: str) -> None:
         self.cancelled.append(request)
         if request in self.ends_when_cancelled:
             self.requests.discard(request)
@@ -105,6 +108,18 @@ def test_one_that_goes_on_is_told_again_and_then_left_behind() -> None:
         assert fake.abandoned == [1]
         fake.requests.discard("stubborn")  # it ends at last: nobody waits any more
         assert fake.abandoned == [1]
+
+    run(test)
+
+
+def test_two_that_end_them_at_once_leave_them_the_same_time() -> None:
+    async def test(fake: Fake) -> None:
+        fake.requests.add("one")
+        for _ in range(3):
+            fake.requests.close(at_once=True)
+        assert fake.cancelled == ["one"]
+        fake.requests.discard("one")
+        await fake.requests.wait()
 
     run(test)
 
@@ -202,7 +217,35 @@ def test_a_timeout_that_get_request_has_set_is_the_requests(way: str) -> None:
     made = type("Mine", (WAYS[way][0],), {"get_request": get_request})
     with made(LOOPBACK, both(lambda request: seen.append(request.gettimeout()), way)).background() as serving:
         assert ask(serving) == b""
-    assert seen == [7.0] or way == "async"  # whose timeouts are asyncio's
+    assert seen == [7.0 if way == "green" else 0.0]  # an awaited socket's timeouts are asyncio's
+
+
+@pytest.mark.parametrize("how", ["stdlib", "handle_request", "datagram", "get_request"])
+def test_what_is_awaited_never_blocks_the_loop(how: str) -> None:
+    def get_request(self: Any) -> Any:
+        sock, address = super(type(self), self).get_request()
+        sock.settimeout(5)
+        return sock, address
+
+    async def handler(request: Any, *_: Any) -> None:
+        sock = request[1] if how == "datagram" else request
+        seen.append(os.get_blocking(sock.fileno()))
+
+    seen: list[bool] = []
+    base = socketserver.TCPServer if how == "stdlib" else portico.TCPServer
+    made: Any = type("Mine", (portico.AsyncMixIn, base), {"get_request": get_request} if how == "get_request" else {})
+    with (portico.AsyncUDPServer if how == "datagram" else made)(LOOPBACK, handler) as serving:
+        kind = serving.socket_type
+        with socket.socket(type=kind) as client:
+            client.connect(serving.server_address)
+            client.send(b"x")
+            if how == "handle_request":
+                serving.handle_request()
+            else:
+                with in_a_thread(serving.serve_forever):
+                    assert until(lambda: seen)
+                    serving.shutdown()
+    assert seen == [False]
 
 
 @pytest.mark.parametrize("kind", [0, 1], ids=["tcp", "udp"])

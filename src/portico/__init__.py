@@ -79,6 +79,10 @@ def __getattr__(name: str) -> "_Any":
 
     They are not in `__all__`, so that `from portico import *` stays what it is for a program written for socketserver.
     """
+    if name == "green":
+        from importlib import import_module  # `from . import green` would ask here again
+
+        return import_module(".green", __name__)
     modules: tuple[_Any, ...] = ()
     if name.startswith("Async"):
         from . import aio, async_presets

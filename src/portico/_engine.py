@@ -11,6 +11,7 @@ import os
 import sys
 from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 from ._acceptor import Acceptor, turn
 from ._event_sets import readiness
@@ -28,19 +29,43 @@ if TYPE_CHECKING:
 __all__ = ["AsyncioLoop", "run", "serve"]
 
 
+class Share:
+    """What all servers on a loop share, so that a socket of one is at home in the handlers of another."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.users = 0
+        self.readiness: Readiness = readiness(loop)
+        self.hub: Any = None
+        """Green threads; for green servers to set."""
+        self.closing = ExitStack()
+        """What is to be freed when the last server has left."""
+        self.closing.callback(self.readiness.close)
+        self._loop = loop
+        _shares[loop] = self
+
+    def leave(self) -> None:
+        self.users -= 1
+        if not self.users:
+            _shares.pop(self._loop, None)
+            self.closing.close()
+
+
+_shares: WeakKeyDictionary[asyncio.AbstractEventLoop, Share] = WeakKeyDictionary()
+
+
 class AsyncioLoop:
     """What `_loop.Loop` is for blocking servers: watches listeners, is woken, lets servers go. One call of serving."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
-        self.readiness: Readiness = readiness(loop)
+        self.share = _shares.get(loop) or Share(loop)
+        self.share.users += 1
+        self.readiness = self.share.readiness
         self.servers: list[Any] = []
         self.requests: list[Requests] = []
         self.closing = ExitStack()
         """What is to be freed when all requests have ended."""
-        self.hub: Any = None
-        """What green servers on this loop share; theirs to set."""
-        self.closing.callback(self.readiness.close)
+        self.closing.callback(self.share.leave)
         self._acceptors: list[Acceptor] = []
         self._turn_again: asyncio.Handle | None = None
         self._over: asyncio.Future[None] = loop.create_future()
@@ -68,12 +93,19 @@ class AsyncioLoop:
             await self.close()
 
     async def close(self) -> None:
-        """End what still runs, and free everything."""
+        """End what still runs, and free everything; not before all has ended, however often this is cancelled."""
+        cancelled: asyncio.CancelledError | None = None
         with self.closing:
             for requests in self.requests:
                 requests.close(at_once=True)
             for requests in self.requests:
-                await requests.wait()
+                while not requests.over:
+                    try:
+                        await requests.wait()
+                    except asyncio.CancelledError as error:
+                        cancelled = error
+        if cancelled is not None:
+            raise cancelled
 
     # -- what an acceptor asks
 
@@ -113,8 +145,16 @@ class AsyncioLoop:
     # -- turns
 
     def _ready(self, callback: Callable[[], object]) -> None:
-        callback()
-        self._turn()
+        try:
+            callback()
+        except Exception as error:  # with stdlib_compat a hook's exception ends the loop
+            self._fail(error)
+        else:
+            self._turn()
+
+    def _fail(self, error: Exception) -> None:
+        if not self._over.done():
+            self._over.set_exception(error)
 
     def _turn(self, idle: bool = False) -> None:
         if self._turn_again is not None:
@@ -124,8 +164,8 @@ class AsyncioLoop:
             return
         try:
             timeout = turn(self._acceptors, idle)
-        except Exception as error:  # with stdlib_compat a hook's exception ends the loop
-            self._over.set_exception(error)
+        except Exception as error:
+            self._fail(error)
             return
         if not self._acceptors:
             self._over.set_result(None)

@@ -1,8 +1,8 @@
 """`GreenSocket`: a socket whose calls park the green thread where a blocking socket's would block the thread.
 
 Everything else about it is a blocking socket's: timeouts, errors, files, half-close. Outside a green thread of its own
-loop (in another thread, in a hook that the loop itself calls) its calls really block. How it waits is `_parking`'s, how it is woken
-`_readiness`'s and `_hub`'s.
+loop (in another thread, in a hook that the loop itself calls) its calls really block. How it waits is `_parking`'s, how
+it is woken `_readiness`'s and `_hub`'s.
 """
 
 from __future__ import annotations

@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from greenlet import GreenletExit, getcurrent, greenlet
 
+from . import logs
 from ._readiness import FutureWaiter
+from .lifecycle import HookFailed
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Generator
@@ -25,10 +27,8 @@ if TYPE_CHECKING:
 
     Job: TypeAlias = tuple[Any, ...]
 
-__all__ = ["BUDGET", "Expired", "GreenThread", "Hub", "current"]
+__all__ = ["Expired", "GreenThread", "Hub", "current"]
 
-BUDGET: Final = 64
-"""Calls that a green thread may make without waiting before others have their turn: 64 reads of 64 KiB take 1 ms."""
 _SPARE: Final = 256
 """Greenlets kept for further requests. A new one has its own piece of Python stack mapped and touched: measured, a
 connection with one message costs 15 % more that way."""
@@ -131,7 +131,7 @@ class GreenThread(greenlet):
             else:
                 self.result = job[0](*job[1:])
         except (Exception, GreenletExit, SystemExit, asyncio.CancelledError) as error:  # SystemExit as in `threading`
-            self.failure = error
+            self.failure = _without_its_frame(error)
         finally:
             self.job = self.interruption = None
             self.group.discard(self)
@@ -189,10 +189,27 @@ class GreenThread(greenlet):
         try:
             while not future.done():
                 self.park()
-        except BaseException:
-            future.remove_done_callback(self._woken)
+        except BaseException as error:
+            return self._gave_up(future, error)
+        return future.result()
+
+    def _gave_up(self, future: asyncio.Future[Any], error: BaseException) -> Any:
+        """Interrupted while it waited: what it waited for is cancelled and comes to its end first (asyncio.wait_for).
+
+        If that has a result all the same, nothing of it is lost: it is returned, and the interruption comes at the next
+        wait, or not at all if its block is over by then.
+        """
+        while not future.done():
             future.cancel()
-            raise
+            try:
+                self.park()
+            except BaseException as later:
+                error = min(error, later, key=_rank)
+        if future.cancelled() or not isinstance(error, Expired):
+            if not future.cancelled():
+                future.exception()  # looked at, and outweighed
+            raise error
+        self.interrupt(error)
         return future.result()
 
     def call_in_thread(self, function: Callable[..., Any], *arguments: Any) -> Any:
@@ -238,9 +255,16 @@ class GreenThread(greenlet):
             if me not in self._joiners:
                 self._joiners = (*self._joiners, me)
             me.park()
+        self.group = None  # its failure is known now
         if self.failure is not None:
             raise self.failure
         return self.result
+
+    def __del__(self) -> None:
+        """A failure that nobody has joined to see is told of; not lost, as by `threading` and asyncio."""
+        error, server = self.failure, getattr(self.group, "server", None)
+        if isinstance(error, Exception) and server is not None:
+            logs.emit(server, HookFailed("a spawned green thread", error))
 
     def __await__(self) -> Generator[Any, None, None]:
         """Wait, in a task, until this one has ended."""
@@ -257,6 +281,12 @@ class Expired(BaseException):
         super().__init__("timed out")
         self.depth = depth
         """How many blocks there are around it."""
+
+
+def _without_its_frame(error: BaseException) -> BaseException:
+    """Its traceback less the frame of `_run_job`, which would keep the thread alive, and silent."""
+    trace = error.__traceback__
+    return error.with_traceback(trace and trace.tb_next)
 
 
 def _rank(interruption: BaseException) -> float:

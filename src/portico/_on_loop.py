@@ -19,7 +19,7 @@ from ._sockets import ServerSocket, set_blocking_again
 from .lifecycle import RequestsAbandoned
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable
 
     from ._engine import AsyncioLoop
 
@@ -29,26 +29,27 @@ __all__ = ["OnLoop", "Requests"]
 # each time for what it still has to do, such as a last word to its peer.
 _PATIENCE = 10
 _LAST_WORDS = 0.2
+# Seconds that requests nobody waits for have after `shutdown`, to end the answer they are at. As daemon threads they
+# might go on until the process ends; here the loop has to end.
+_DAEMON_GRACE = 0.5
 
 
 class Requests:
     """The requests of one server on one loop, from the first to the end of the last.
 
-    `cancel` raises something in one of them where it waits. A request that goes on waiting is told again, a few times,
-    and then left behind: `abandoned` is called with how many were.
+    The server says how something is raised in one of them where it waits (`_portico_cancel`). A request that goes on
+    waiting is told again, a few times, and then left behind, which the server is told (`_portico_tell_of_abandoned`).
     """
 
-    def __init__(
-        self, loop: asyncio.AbstractEventLoop, *, cancel: Callable[[Any], object], abandoned: Callable[[int], object]
-    ) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, server: OnLoop) -> None:
+        self.server = server
         self._loop = loop
         self._thread = threading.get_ident()
-        self._cancel = cancel
-        self._abandoned = abandoned
         self._running: set[Any] = set()
         self._over = asyncio.Event()
         self._ended = threading.Event()
         self._last = False
+        self._pressed = False
 
     def add(self, request: Any) -> None:
         self._running.add(request)
@@ -61,10 +62,16 @@ class Requests:
     def close(self, *, at_once: bool) -> None:
         """No more will come: wait for those that run, or end them `at_once`. In the loop's thread."""
         self._last = True
-        if at_once:
-            self._press(_PATIENCE)
-        elif not self._running:
+        if not self._running:
             self._end()
+        elif at_once and not self._pressed:
+            self._pressed = True
+            self._press(_PATIENCE)
+
+    def close_in(self, seconds: float) -> None:
+        """No more will come: those that run have so many seconds."""
+        self.close(at_once=False)
+        self._loop.call_later(seconds, partial(self.close, at_once=True))
 
     @property
     def over(self) -> bool:
@@ -85,11 +92,11 @@ class Requests:
     def _press(self, times: int) -> None:
         if self._running and times:
             for request in tuple(self._running):
-                self._cancel(request)
+                self.server._portico_cancel(request)
             self._loop.call_later(_LAST_WORDS, self._press, times - 1)
         elif not self._ended.is_set():
             if self._running:
-                self._abandoned(len(self._running))
+                self.server._portico_tell_of_abandoned(len(self._running))
             self._end()
 
     def _end(self) -> None:
@@ -171,6 +178,7 @@ class OnLoop(Serving):
 
     async def _portico_run_alone(self, request: Any, client_address: Any) -> None:
         """One request on a loop of its own."""
+        self._portico_check_handler(self.RequestHandlerClass)
         engine = _engine.AsyncioLoop(asyncio.get_running_loop())
         self._portico_join(engine)
         try:
@@ -182,9 +190,7 @@ class OnLoop(Serving):
     def _portico_join(self, engine: AsyncioLoop) -> None:
         """Have requests run on this loop from now on."""
         self._portico_engine = engine
-        self._portico_requests = Requests(
-            engine.loop, cancel=self._portico_cancel, abandoned=self._portico_tell_of_abandoned
-        )
+        self._portico_requests = Requests(engine.loop, self)
         engine.requests.append(self._portico_requests)
         self._portico_requests_so_far = (
             *(old for old in self._portico_requests_so_far if not old.over),
@@ -194,7 +200,10 @@ class OnLoop(Serving):
     def _portico_leave(self) -> None:
         """No further request will run there; those that do, go on, unless nobody wants to wait for them."""
         self._portico_engine = self._portico_answering = None
-        self._portico_requests.close(at_once=self.daemon_threads or not self.block_on_close)
+        if self.daemon_threads or not self.block_on_close:
+            self._portico_requests.close_in(_DAEMON_GRACE)
+        else:
+            self._portico_requests.close(at_once=False)
 
     def _portico_serving_begins(self, loop: AsyncioLoop) -> None:
         super()._portico_serving_begins(loop)

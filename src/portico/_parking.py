@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any, Final
 from greenlet import getcurrent
 
 from ._addresses import AF_UNIX
-from ._hub import BUDGET, GreenThread, Hub
-from ._readiness import IN, Watched
+from ._hub import GreenThread, Hub
+from ._readiness import IN, PATIENCE, Watched
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,7 +35,7 @@ _OTHER_QUEUES: Final = int(socket.MSG_OOB) | int(getattr(socket, "MSG_ERRQUEUE",
 class ParkingSocket(Watched):
     """A socket whose calls park the green thread that makes them. `GreenSocket` is what there is of it."""
 
-    __slots__ = ("_home", "_hub", "_owner", "_patience", "_timeout")
+    __slots__ = ("_home", "_hub", "_owner", "_timeout")
 
     def __init__(
         self, family: int = -1, type: int = -1, proto: int = -1, fileno: int | None = None,  # noqa: A002
@@ -52,8 +52,6 @@ class ParkingSocket(Watched):
         self._owner: GreenThread | None = None
         """The green thread that need not ask before it reads: it is the hub's, the socket blocks, and nobody else waits
         to read. Whoever else waits takes that away."""
-        self._patience = BUDGET
-        """Calls that may follow without waiting before others have their turn."""
 
     def settimeout(self, value: float | None, /) -> None:
         if value is not None:
@@ -97,10 +95,12 @@ class ParkingSocket(Watched):
 
     def _park_owner(self, thread: Any, deadline: float | None) -> float | None:
         """`_park` for the owner, without the questions that need not be asked."""
-        if self._timeout is not None or not self._edges & IN:
-            return self._park(thread, READ, deadline)
+        owner: Any = self._owner
+        if self._timeout is not None or not self._edges & IN or thread is not owner:
+            return self._park(thread, READ, deadline)  # no owner any more: somebody else has come to wait, too
         self._readers = (thread,)
-        self._patience = BUDGET
+        self._patience = PATIENCE
+        self._since = 0.0
         try:
             if not self._readiness.next():  # type: ignore[union-attr]
                 thread.hub.to_loop()
@@ -113,7 +113,8 @@ class ParkingSocket(Watched):
         """Wait for a try to be worth while; returns the deadline, to be handed in again. `TimeoutError` past it."""
         if deadline is None and self._timeout is not None:
             deadline = monotonic() + self._timeout
-        self._patience = BUDGET
+        self._patience = PATIENCE
+        self._since = 0.0
         if thread is not self._owner and read:
             self._owner = None
         (self._await_read if read else self._await_write)(thread)
@@ -130,10 +131,9 @@ class ParkingSocket(Watched):
         return deadline
 
     def _give_way(self) -> None:
-        """So many calls without waiting: now others have their turn, if this is a green thread."""
-        self._patience = BUDGET
+        """So many calls without waiting: others have their turn, if it is time and this is a green thread."""
         thread = getcurrent()
-        if type(thread) is GreenThread and thread.hub is self._home:
+        if self._is_time() and type(thread) is GreenThread and thread.hub is self._home:
             thread.give_way()
 
     def _call(
@@ -181,7 +181,10 @@ class ParkingSocket(Watched):
                 if left is not None and left <= 0:
                     raise TimeoutError("timed out") from None
             waiting = select.poll()
-            waiting.register(self.fileno(), event)
+            descriptor = self.fileno()
+            if descriptor < 0:
+                continue  # closed meanwhile: the call will say so
+            waiting.register(descriptor, event)
             waiting.poll(None if left is None else left * 1000)
 
 

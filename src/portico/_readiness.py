@@ -12,12 +12,13 @@ import asyncio
 import select
 import socket
 import threading
+from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-__all__ = ["IN", "OUT", "FutureWaiter", "Readiness", "Waiter", "Watched"]
+__all__ = ["IN", "OUT", "PATIENCE", "FutureWaiter", "Readiness", "Waiter", "Watched"]
 
 _Socket: Final = socket.SocketType
 _get_ident: Final = threading.get_ident
@@ -30,6 +31,12 @@ OUT: Final = getattr(select, "EPOLLOUT", 4)
 _LAST: Final = sum(getattr(select, name, 0) for name in ("EPOLLRDHUP", "EPOLLPRI", "EPOLLHUP", "EPOLLERR"))
 _READ: Final = IN | _LAST
 _WRITE: Final = OUT | getattr(select, "EPOLLHUP", 0) | getattr(select, "EPOLLERR", 0)
+
+
+PATIENCE: Final = 8
+"""Calls that may follow without waiting before somebody looks at the clock."""
+_TURN: Final = 0.002
+"""Seconds that a connection which always has more may keep the others waiting."""
 
 
 class Waiter(Protocol):
@@ -61,7 +68,9 @@ class Watched(socket.socket):
     are told once, by the edge. After the stream's end, `_ended`, reads are always worth a try.
     """
 
-    __slots__ = ("_edges", "_ended", "_readable", "_readers", "_readiness", "_writable", "_writers")
+    __slots__ = (
+        "_edges", "_ended", "_patience", "_readable", "_readers", "_readiness", "_since", "_writable", "_writers"
+    )  # fmt: skip
 
     _readiness: Readiness | None
 
@@ -83,6 +92,9 @@ class Watched(socket.socket):
         self._edges = 0
         self._readers: tuple[Waiter, ...] = ()
         self._writers: tuple[Waiter, ...] = ()
+        self._patience = PATIENCE
+        self._since = 0.0
+        """When, since it last waited, patience ran out first."""
 
     def _await_read(self, waiter: Waiter) -> None:
         """Have `waiter` woken when a read is worth a try."""
@@ -109,6 +121,17 @@ class Watched(socket.socket):
             self._writable = True
             waiters, self._writers = waiters + self._writers, ()
         return waiters
+
+    def _is_time(self) -> bool:
+        """Patience has run out: is it time for the others to have their turn? If not, there is more of it."""
+        self._patience = PATIENCE
+        now = monotonic()
+        if not self._since:
+            self._since = now
+        if now - self._since < _TURN:
+            return False
+        self._since = 0.0
+        return True
 
     def _leave(self, waiter: Waiter) -> None:
         """Wake `waiter` no more."""

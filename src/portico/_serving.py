@@ -11,11 +11,11 @@ from __future__ import annotations
 import contextvars
 import socket as _socket
 
-from . import _sockets, logs, settings
+from . import _handler_kinds, _sockets, logs, settings
 from ._acceptor import Acceptor, serve
 from ._loop import Loop, selector_class
 from ._system import System
-from .errors import HandlerError, Overloaded
+from .errors import Overloaded
 from .lifecycle import LOOP_ENDED, HookFailed, Lifecycle, State, StopFlag
 
 TYPE_CHECKING = False
@@ -24,9 +24,6 @@ if TYPE_CHECKING:
     from typing import Any, Self
 
     from ._background import Background
-
-# inspect.CO_COROUTINE, without the import.
-_CO_COROUTINE = 0x80
 
 __all__ = ["Serving", "end_request", "request_context", "serve_together"]
 
@@ -110,28 +107,7 @@ class Serving:
     _portico_emit = logs.emit
 
     def _portico_check_handler(self, handler: Any) -> None:
-        """Raise `HandlerError` for a handler of the other kind: it would block the loop, or never be awaited."""
-        if not isinstance(handler, type):
-            handler = getattr(handler, "func", handler)  # functools.partial
-        elif not _is_own(getattr(handler.__init__, "__module__", None)):  # type: ignore[misc]
-            return  # its own constructor runs it, and may well know how
-        code = getattr(getattr(handler, "handle", handler), "__code__", None)
-        is_async = code is not None and bool(code.co_flags & _CO_COROUTINE)
-        name, server = getattr(handler, "__qualname__", handler), type(self).__name__
-        if is_async and not self._portico_handlers_are_async:
-            raise HandlerError(
-                f"{name} is asynchronous, and {server} runs blocking handlers: give it to a server with AsyncMixIn "
-                "(AsyncTCPServer ...), or make it a plain def"
-            )
-        if not self._portico_handlers_are_async or not isinstance(handler, type):
-            return
-        if not is_async:
-            raise HandlerError(
-                f"{name}.handle() blocks, and {server} awaits its handlers: make it async def, in a class derived from "
-                "AsyncStreamRequestHandler or another of the Async ones, or give it to a server with GreenMixIn"
-            )
-        if not hasattr(handler, "__await__"):
-            raise HandlerError(f"{name} must be derived from AsyncStreamRequestHandler or another of the Async ones")
+        _handler_kinds.check(handler, type(self).__name__, awaited=self._portico_handlers_are_async)
 
     def _handle_request_noblock(self) -> bool | Exception | None:
         """Take one request and run it. True if there was one, else the error that says why not."""
@@ -160,7 +136,7 @@ class Serving:
 
     def _portico_overridden(self, name: str) -> bool:
         """Whether a hook is somebody else's: neither Portico's own nor the standard library's."""
-        return name in vars(self) or not _is_own(getattr(getattr(type(self), name), "__module__", None))
+        return name in vars(self) or not _handler_kinds.is_own(getattr(getattr(type(self), name), "__module__", None))
 
     def _portico_batch_size(self) -> int:
         """Requests per wake-up. One, as in the stdlib, wherever taking one more might block or skip a hook."""
@@ -231,11 +207,6 @@ class Serving:
             lifecycle.end()
             self._BaseServer__shutdown_request = False
             lifecycle.set()
-
-
-def _is_own(module: str | None) -> bool:
-    """Whether this is a module of Portico's, or the standard library's."""
-    return module is not None and (module == "socketserver" or module.startswith(f"{__package__}."))
 
 
 def end_request(server: Any, request: Any) -> None:

@@ -25,6 +25,8 @@ _LOOKS = 4
 """How often it looks in the time that is allowed: a hold is seen at the latest a quarter of that time late."""
 _AGAIN = 60.0
 """Seconds before the same place is reported again."""
+_PLACES = 1000
+"""So many are remembered."""
 
 
 class Watchdog:
@@ -36,6 +38,8 @@ class Watchdog:
         self._seconds = seconds
         self._stirred = threading.Event()
         self._stopped = False
+        self._pause = threading.Event()
+        """Set only to end a pause."""
         self._told: dict[tuple[CodeType, int], float] = {}
         self._thread = threading.Thread(target=self._watch, name="portico watchdog", daemon=True)
 
@@ -48,8 +52,9 @@ class Watchdog:
         self._thread.start()
 
     def stop(self) -> None:
-        """End the thread, and wait for that: at most one look."""
+        """End the thread, and wait for that."""
         self._stopped = True
+        self._pause.set()
         self._activity.unwatched = False
         self._stirred.set()
         self._thread.join()
@@ -57,24 +62,23 @@ class Watchdog:
     def _watch(self) -> None:
         activity, began, told = self._activity, 0.0, False
         seen: tuple[int, GreenThread | None] = (-1, None)
-        pause = threading.Event()
         while not self._stopped:
             thread, place = self._running()
             now = activity.turns, thread
             if thread is None and now == seen:
-                self._sleep()
+                self._sleep(activity.turns)
                 continue
             if thread is None or now != seen:
                 began, seen, told = monotonic(), now, False
             elif place is not None and not told:  # of one hold only once, wherever it goes on to
                 told = self._look(thread, place, monotonic() - began)
-            pause.wait(self._seconds / _LOOKS)
+            self._pause.wait(self._seconds / _LOOKS)
 
-    def _sleep(self) -> None:
-        """Until a green thread runs again. It may begin before `unwatched` says so: then this is told at the next."""
+    def _sleep(self, turns: int) -> None:
+        """Until a green thread runs again, or has begun to since `turns` was looked at."""
         self._stirred.clear()
         self._activity.unwatched = not self._stopped
-        while not (self._stopped or self._stirred.wait()):
+        while self._activity.turns == turns and not (self._stopped or self._stirred.wait()):
             pass
         self._activity.unwatched = False
 
@@ -92,13 +96,15 @@ class Watchdog:
     def _look(self, thread: GreenThread, place: FrameType, seconds: float) -> bool:
         """Tell of a thread that holds the loop for too long; whether it is told of, now or a little while ago."""
         function, *arguments = thread.job or (None,)
-        server = getattr(function, "__self__", None)
+        server = getattr(thread.group, "server", None)
         allowed = getattr(server, "blocking_warning", self._seconds)
         if allowed is None or seconds < allowed:
             return False
         is_request = getattr(function, "__name__", "") == "process_request_thread"
         now, line = monotonic(), (place.f_code, place.f_lineno)
         if now - self._told.get(line, -_AGAIN) >= _AGAIN:
+            if len(self._told) > _PLACES:
+                self._told.clear()
             self._told[line] = now
             stack = "".join(traceback.format_stack(place))
             logs.emit(server, LoopHeld(arguments[1] if is_request else None, seconds, stack))

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 from . import logs
 from ._generics import Generic, RequestT, ServerT
 from ._on_loop import OnLoop
-from ._readiness import FutureWaiter, Watched
+from ._readiness import PATIENCE, FutureWaiter, Watched
 from ._serving import end_request, request_context
 from .handlers import BaseRequestHandler, DatagramRequestHandler
 from .lifecycle import HookFailed
@@ -36,8 +36,6 @@ _AGAIN: Final = (BlockingIOError, InterruptedError)
 _recv: Final = _Socket.recv
 _send: Final = _Socket.send
 _READ, _WRITE = True, False
-_BUDGET: Final = 64
-"""Calls on a socket without waiting before others have their turn."""
 _PIECE: Final = 1 << 20
 
 
@@ -47,12 +45,11 @@ class AsyncSocket(Watched):
     Timeouts are asyncio's: `async with asyncio.timeout(5): ...`. A request's is closed by the server.
     """
 
-    __slots__ = ("_loop", "_patience", "was_connected")
+    __slots__ = ("_engine", "was_connected")
 
     def __init__(self, family: int, kind: int, proto: int, descriptor: int, *, engine: AsyncioLoop) -> None:
         super().__init__(family, kind, proto, descriptor, readiness=engine.readiness)
-        self._loop = engine.loop
-        self._patience = _BUDGET
+        self._engine = engine
         self.was_connected: bool | None = None
         """Whether the connection stood at the end of its handler, where streams have taken it over; else None."""
 
@@ -74,6 +71,8 @@ class AsyncSocket(Watched):
                     else:
                         await self._give_way()
                     return data
+            if bufsize <= 0:
+                return b""
             await self._wait(_READ)
 
     async def sendall(self, data: Any, flags: int = 0, /) -> None:  # type: ignore[override]
@@ -111,14 +110,35 @@ class AsyncSocket(Watched):
         found: tuple[int, Any] = await self._call(_READ, _Socket.recvfrom_into, buffer, nbytes, flags)
         return found
 
+    async def send(self, data: Any, flags: int = 0, /) -> int:  # type: ignore[override]
+        """What there is room for; returns how many bytes."""
+        return int(await self._call(_WRITE, _send, data, flags))
+
+    async def recvmsg(self, bufsize: int, ancbufsize: int = 0, flags: int = 0, /) -> Any:  # type: ignore[override]
+        """As `socket.recvmsg`."""
+        return await self._call(_READ, _Socket.recvmsg, bufsize, ancbufsize, flags)
+
+    async def recvmsg_into(self, buffers: Any, ancbufsize: int = 0, flags: int = 0, /) -> Any:  # type: ignore[override]
+        """As `socket.recvmsg_into`."""
+        return await self._call(_READ, _Socket.recvmsg_into, buffers, ancbufsize, flags)
+
+    async def sendmsg(self, buffers: Any, *ancdata_flags_and_address: Any) -> int:  # type: ignore[override]
+        """As `socket.sendmsg`: what there is room for."""
+        return int(await self._call(_WRITE, _Socket.sendmsg, buffers, *ancdata_flags_and_address))
+
+    async def accept(self) -> tuple[AsyncSocket, Any]:  # type: ignore[override]
+        """A connection to a listener of one's own, and its address. The caller closes it."""
+        descriptor, address = await self._call(_READ, _Socket._accept)
+        return AsyncSocket(int(self.family), int(self.type), self.proto, descriptor, engine=self._engine), address
+
     async def sendto(self, data: Any, *flags_and_address: Any) -> int:  # type: ignore[override]
         """One datagram."""
         return int(await self._call(_WRITE, _Socket.sendto, data, *flags_and_address))
 
     async def sendfile(self, file: Any, offset: int = 0, count: int | None = None) -> int:  # type: ignore[override]
         """A file to its end, or `count` bytes of it, read piece by piece; returns how many."""
-        if offset:
-            file.seek(offset)
+        if hasattr(file, "seek"):
+            file.seek(offset)  # as socket.sendfile does, wherever the file stood
         sent = 0
         while count is None or sent < count:
             piece = file.read(_PIECE if count is None else min(_PIECE, count - sent))
@@ -130,7 +150,26 @@ class AsyncSocket(Watched):
 
     async def connect(self, address: Any, /) -> None:  # type: ignore[override]
         """Connect a socket of one's own; `address` is resolved already."""
-        await self._loop.sock_connect(self, address)
+        await self._engine.loop.sock_connect(self, address)
+
+    # -- what a socket that is awaited cannot have
+
+    def settimeout(self, value: float | None, /) -> None:
+        """No effect: this socket never blocks, and timeouts are asyncio's (`async with asyncio.timeout(...)`).
+
+        No error either, as a `get_request` for all ways to run may well set one.
+        """
+
+    def setblocking(self, flag: bool, /) -> None:
+        """No effect: this socket never blocks."""
+
+    def dup(self) -> AsyncSocket:
+        """A second socket of the same connection. The caller closes it."""
+        return AsyncSocket(int(self.family), int(self.type), self.proto, socket.dup(self.fileno()), engine=self._engine)
+
+    def makefile(self, *arguments: Any, **keywords: Any) -> Any:
+        """None can be had: `AsyncStreamRequestHandler` has asyncio's streams."""
+        raise NotImplementedError("an AsyncSocket has no files: use AsyncStreamRequestHandler, which has streams")
 
     async def _call(self, read: bool, call: Callable[..., Any], *arguments: Any) -> Any:
         while True:
@@ -155,13 +194,14 @@ class AsyncSocket(Watched):
 
     async def _give_way(self) -> None:
         """So many calls without waiting: a connection that always has more must not keep the others waiting."""
-        self._patience = _BUDGET
-        await asyncio.sleep(0)
+        if self._is_time():
+            await asyncio.sleep(0)
 
     async def _wait(self, read: bool) -> None:
         """Until a try is worth while."""
-        self._patience = _BUDGET
-        waiter = FutureWaiter(self._loop)
+        self._patience = PATIENCE
+        self._since = 0.0
+        waiter = FutureWaiter(self._engine.loop)
         (self._await_read if read else self._await_write)(waiter)
         try:
             await waiter.future

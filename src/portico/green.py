@@ -67,7 +67,7 @@ class GreenMixIn(OnLoop):
 
     def _portico_start(self, engine: AsyncioLoop, request: Any, client_address: Any) -> Awaitable[object]:
         job = self.process_request_thread, request, client_address
-        thread: GreenThread = engine.hub.request(self._portico_requests, request_context(self), job)
+        thread: GreenThread = engine.share.hub.request(self._portico_requests, request_context(self), job)
         thread.start()
         return thread
 
@@ -77,20 +77,21 @@ class GreenMixIn(OnLoop):
     def _portico_make_socket(
         self, engine: AsyncioLoop, family: int, kind: int, proto: int, descriptor: int
     ) -> GreenSocket:
-        return GreenSocket(family, kind, proto, descriptor, hub=engine.hub)
+        return GreenSocket(family, kind, proto, descriptor, hub=engine.share.hub)
 
     def _portico_join(self, engine: AsyncioLoop) -> None:
         super()._portico_join(engine)
-        if engine.hub is None:
-            engine.hub = Hub(engine.loop, engine.readiness)
-            engine.closing.callback(engine.hub.close)
+        share = engine.share
+        if share.hub is None:
+            share.hub = Hub(engine.loop, engine.readiness)
+            share.closing.callback(share.hub.close)
         if not self.blocking_warning:
             return
-        if engine.hub.watchdog is None:
-            engine.hub.watchdog = Watchdog(engine.hub, self.blocking_warning)
-            engine.hub.watchdog.start()
-            engine.closing.callback(engine.hub.watchdog.stop)
-        engine.hub.watchdog.watch(self.blocking_warning)
+        if share.hub.watchdog is None:
+            share.hub.watchdog = Watchdog(share.hub, self.blocking_warning)
+            share.hub.watchdog.start()
+            share.closing.callback(share.hub.watchdog.stop)
+        share.hub.watchdog.watch(self.blocking_warning)
 
 
 # -- for handlers
