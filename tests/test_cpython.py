@@ -11,6 +11,8 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -25,6 +27,8 @@ MODULES = {
     "test_logging": 240,
     "test_urllib2_localnet": 120,
 }
+RAN = r"^Ran [1-9]\d* tests? in"
+AT_ONCE = 3
 # It asks for the names of the file `socketserver.py`, of which Portico has more.
 EXPECTED = {"test_all (test.test_socketserver.MiscTestCase.test_all)"}
 
@@ -62,21 +66,38 @@ def _failures(output: str) -> set[str]:
     return set(re.findall(r"^(?:FAIL|ERROR): (.+?)(?: \[.*\])?$", output, re.MULTILINE))
 
 
-@pytest.mark.timeout(600)
-@pytest.mark.parametrize("module", MODULES)
+def _all(check: Callable[[str], str | None], modules: Iterable[str]) -> None:
+    """Check several at once, since they mostly wait; fails with what is wrong with any, and skips if none was there."""
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        found = dict(zip(modules, pool.map(check, modules), strict=True))
+    wrong = {module: what for module, what in found.items() if what}
+    assert not wrong, "\n".join(f"== {module}\n{what}" for module, what in wrong.items())
+    if all(what is None for what in found.values()):
+        pytest.skip("this Python has none of these tests installed")
+
+
+def _installed(python: str, module: str, tmp_path: Path) -> bool:
+    return not _run(python, ["-c", f"import test.{module}"], tmp_path / f"probe-{module}", 60)[0]
+
+
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("version", PYTHONS)
-def test_cpythons_tests_pass(version: str, module: str, tmp_path: Path) -> None:
-    python, seconds = PYTHONS[version], MODULES[module]
-    if _run(python, ["-c", f"import test.{module}"], tmp_path / "probe", 60)[0]:
-        pytest.skip(f"Python {version} has no installed test.{module}")
-    suite = ["-m", "unittest", f"test.{module}"]
-    status, output = _run(python, ["-m", "portico", "run", *suite], tmp_path / "portico", seconds)
-    assert re.search(r"^Ran [1-9]\d* tests? in", output, re.MULTILINE), output[-3000:]
-    failed = _failures(output) - EXPECTED
-    assert failed or status == 0 or _failures(output), output[-3000:]
-    if failed:
-        failed -= _failures(_run(python, suite, tmp_path / "stdlib", seconds)[1])
-    assert not failed, output[-6000:]
+def test_cpythons_tests_pass(version: str, tmp_path: Path) -> None:
+    def check(module: str) -> str | None:
+        """What is wrong, if anything; None where the tests are not installed."""
+        if not _installed(python, module, tmp_path):
+            return None
+        suite, seconds = ["-m", "unittest", f"test.{module}"], MODULES[module]
+        status, output = _run(python, ["-m", "portico", "run", *suite], tmp_path / module, seconds)
+        failed = _failures(output) - EXPECTED
+        if not re.search(RAN, output, re.MULTILINE) or (status and not _failures(output)):
+            return output[-3000:]
+        if failed:
+            failed -= _failures(_run(python, suite, tmp_path / f"stdlib-{module}", seconds)[1])
+        return f"{failed}\n{output[-6000:]}" if failed else ""
+
+    python = PYTHONS[version]
+    _all(check, MODULES)
 
 
 def test_more_than_one_python_is_looked_for() -> None:
@@ -93,11 +114,13 @@ NO_THREADS = {
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("module", GREEN)
-def test_cpythons_tests_pass_with_green_threads_for_threads(module: str, tmp_path: Path) -> None:
-    if _run(sys.executable, ["-c", f"import test.{module}"], tmp_path / "probe", 60)[0]:
-        pytest.skip(f"this Python has no installed test.{module}")
-    run = ["-m", "portico", "run", "--concurrency", "green", "-m", "unittest", f"test.{module}"]
-    _, output = _run(sys.executable, run, tmp_path / "green", MODULES[module])
-    assert re.search(r"^Ran [1-9]\d* tests? in", output, re.MULTILINE), output[-3000:]
-    assert _failures(output) <= EXPECTED | NO_THREADS, output[-6000:]
+def test_cpythons_tests_pass_with_green_threads_for_threads(tmp_path: Path) -> None:
+    def check(module: str) -> str | None:
+        if not _installed(sys.executable, module, tmp_path):
+            return None
+        run = ["-m", "portico", "run", "--concurrency", "green", "-m", "unittest", f"test.{module}"]
+        _, output = _run(sys.executable, run, tmp_path / module, MODULES[module])
+        failed = _failures(output) - EXPECTED - NO_THREADS
+        return f"{failed}\n{output[-6000:]}" if failed or not re.search(RAN, output, re.MULTILINE) else ""
+
+    _all(check, GREEN)
