@@ -74,3 +74,12 @@ def test_the_compatibility_page_names_every_default_that_differs() -> None:
 
 if __name__ == "__main__":
     (ROOT / "docs" / "settings.md").write_text(page())
+
+
+def test_the_readmes_figures_are_those_that_were_measured() -> None:
+    readme = (ROOT / "README.md").read_text()
+    assert "@@" not in readme
+    measured = (ROOT / "bench" / "results.md").read_text() + (ROOT / "docs" / "benchmarks.md").read_text()
+    rows = re.findall(r"^\| .* \| ([\d.,]+)[ \w/]* \| ([\d.,]+)[ \w/]* \|$", readme, re.MULTILINE)
+    assert len(rows) == 5
+    assert not [figure for row in rows for figure in row if not re.search(rf"(?<![\d.,]){figure}(?![\d.,])", measured)]
