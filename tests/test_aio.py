@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import functools
+import gc
 import io
 import socket
 import socketserver
@@ -217,12 +218,14 @@ def test_system_exit_ends_its_request_only(server: Callable[..., Any]) -> None:
         assert ask(serving, b"stay") == b"served"
 
 
-def test_keyboard_interrupt_ends_serving(server: Callable[..., Any]) -> None:
+def test_keyboard_interrupt_ends_serving(server: Callable[..., Any], caplog: pytest.LogCaptureFixture) -> None:
     async def handler(*_: Any) -> None:
         raise KeyboardInterrupt
 
     with server(handler) as serving, connected(serving), pytest.raises(KeyboardInterrupt):
         serving.serve_forever()
+    gc.collect()
+    assert not caplog.records  # asyncio tells of what nobody has looked at
 
 
 def test_each_request_has_a_context_of_its_own(server: Callable[..., Any]) -> None:

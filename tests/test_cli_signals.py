@@ -201,3 +201,14 @@ def test_two_signals_at_an_idle_server_are_no_error(folder: Path, concurrency: s
         served.process.send_signal(signal.SIGINT)
         status, out, err = served.ended()
     assert (status, out, err) in [(0, "", ""), (3, "", SAID)]
+
+
+@pytest.mark.parametrize("number", range(5))
+def test_a_child_that_ends_as_it_is_cut_is_no_error(folder: Path, number: int) -> None:
+    with serving(folder, "fork") as served:
+        with served.held():
+            served.process.terminate()
+            assert until(served.refuses)
+        served.process.send_signal(signal.SIGINT)  # as the child learns that its client has gone
+        status, out, err = served.ended()
+    assert (status, out, err) in [(0, "", ""), (3, "", SAID)]

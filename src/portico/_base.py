@@ -154,9 +154,9 @@ class BaseServer(Serving, Generic[RequestT]):
             self._portico_socket_file.remove()
         if self._portico_loop is not None:
             self._portico_stop()
-        sock = getattr(self, "socket", None)
-        if sock is not None:
-            sock.close()
+        close = getattr(getattr(self, "socket", None), "close", None)
+        if close is not None:
+            close()
 
     def fileno(self) -> int:
         """The socket's descriptor; -1 when it is closed."""

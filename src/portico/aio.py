@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from functools import partial
 from io import BytesIO
 from typing import TYPE_CHECKING, Any, Final
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Generator
 
     from ._engine import AsyncioLoop
+    from ._on_loop import Requests
 
 __all__ = [
     "AsyncBaseRequestHandler",
@@ -341,7 +343,7 @@ class AsyncMixIn(OnLoop):
         run = self.process_request_task(request, client_address)
         task = engine.loop.create_task(run, context=request_context(self))
         self._portico_requests.add(task)
-        task.add_done_callback(self._portico_requests.discard)
+        task.add_done_callback(partial(_ended, self._portico_requests))
         return task
 
     def _portico_cancel(self, request: asyncio.Task[None]) -> None:
@@ -351,3 +353,9 @@ class AsyncMixIn(OnLoop):
         self, engine: AsyncioLoop, family: int, kind: int, proto: int, descriptor: int
     ) -> AsyncSocket:
         return AsyncSocket(family, kind, proto, descriptor, engine=engine)
+
+
+def _ended(requests: Requests, task: asyncio.Task[None]) -> None:
+    requests.discard(task)
+    if not task.cancelled():
+        task.exception()  # a KeyboardInterrupt has left the loop already: asyncio need not tell of it, too

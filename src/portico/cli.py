@@ -218,7 +218,10 @@ class _StopsOnSignals:
         """End the requests that still run: children by SIGTERM, all else with this process. Exit status 3."""
         for server in self._servers:
             for pid in getattr(server, "active_children", None) or ():
-                self._system.signal_child(pid, signal.SIGTERM)
+                try:
+                    self._system.signal_child(pid, signal.SIGTERM)
+                except ProcessLookupError:  # it has ended just now
+                    continue
         print(
             "portico: told twice to stop; requests that were still running have been cut", file=sys.stderr, flush=True
         )
