@@ -175,6 +175,16 @@ def test_an_exception_that_nobody_joins_harms_nobody_and_is_told(
     assert "ZeroDivisionError" in caplog.text
 
 
+def test_a_thread_is_true_before_and_after_it_runs(run: Run) -> None:
+    def work() -> list[bool]:
+        thread = green.spawn(int)
+        before = bool(thread)
+        thread.join()
+        return [before, bool(thread)]
+
+    assert run(work) == [True, True]
+
+
 def test_one_that_is_joined_is_told_to_nobody_else(run: Run, caplog: pytest.LogCaptureFixture) -> None:
     def work() -> None:
         with pytest.raises(ZeroDivisionError):

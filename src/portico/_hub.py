@@ -237,7 +237,8 @@ class GreenThread(greenlet):
         self.hub.loop.call_soon(self._raise_interruption)
 
     def _raise_interruption(self) -> None:
-        if self and self.interruption is not None:  # one that has not started finds it when it does
+        has_started = self.gr_frame is not None  # if not, it finds its interruption when it does
+        if has_started and self.interruption is not None:
             error, self.interruption = self.interruption, None
             self.throw(error)
 
@@ -259,6 +260,10 @@ class GreenThread(greenlet):
         if self.failure is not None:
             raise self.failure
         return self.result
+
+    def __bool__(self) -> bool:
+        """True, as any object; a greenlet's own truth is whether it has started and not ended."""
+        return True
 
     def __del__(self) -> None:
         """A failure that nobody has joined to see is told of; not lost, as by `threading` and asyncio."""
