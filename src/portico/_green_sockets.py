@@ -12,16 +12,13 @@ import os
 import select
 import socket
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from greenlet import getcurrent
 
 from ._addresses import AF_UNIX
 from ._hub import GreenThread
 from ._parking import AGAIN, DONT_WAIT, READ, WRITE, ParkingSocket, retried
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = ["GreenSocket"]
 
@@ -109,8 +106,7 @@ class GreenSocket(ParkingSocket):
     # -- the other calls that a blocking socket would block in
 
     def send(self, data: Any, flags: int = 0, /) -> int:
-        """Without a timeout a blocking socket sends everything, whatever send(2) promises; so does this one."""
-        if self._timeout is None and self.type == socket.SOCK_STREAM and not flags & DONT_WAIT:
+        if self._sends_all(flags):
             return self._send_rest(data, flags, partly=True)
         return int(self._call(WRITE, _send, data, flags, flags=flags))
 
@@ -138,9 +134,8 @@ class GreenSocket(ParkingSocket):
     def sendmsg(self, buffers: Any, ancdata: Any = (), flags: int = 0, address: Any = None, /) -> int:
         buffers = list(buffers)
         sent = int(self._call(WRITE, _Socket.sendmsg, buffers, ancdata, flags, address, flags=flags))
-        if self._timeout is None and self.type == socket.SOCK_STREAM and not flags & DONT_WAIT:
-            rest = memoryview(b"".join(buffers))[sent:]  # seldom: a blocking socket sends all of it
-            sent += self._send_rest(rest, flags, partly=True) if rest else 0
+        if self._sends_all(flags) and sent < sum(memoryview(buffer).nbytes for buffer in buffers):
+            sent += self._send_rest(memoryview(b"".join(buffers))[sent:], flags, partly=True)
         return sent
 
     def sendfile(self, file: Any, offset: int = 0, count: int | None = None) -> int:
@@ -246,6 +241,10 @@ class GreenSocket(ParkingSocket):
             return self.recv_into(view)
         except OSError:  # what has come is told first
             return 0
+
+    def _sends_all(self, flags: int) -> bool:
+        """Without a timeout a blocking socket sends everything, whatever send(2) promises; so does this one."""
+        return self._timeout is None and self.type == socket.SOCK_STREAM and not flags & DONT_WAIT
 
     def _send_rest(self, data: Any, flags: int, *, partly: bool = False) -> int:
         """All of it, by one deadline for the whole (Python's rule for sendall); returns how many bytes.

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from importlib.machinery import ModuleSpec
 
-__all__ = ["is_module", "run_module", "run_script"]
+__all__ = ["find_module", "run_module", "run_script"]
 
 
 def run_script(path: str, arguments: Sequence[str]) -> None:
@@ -38,21 +38,14 @@ def run_script(path: str, arguments: Sequence[str]) -> None:
         runpy.run_path(path, run_name="__main__")
 
 
-def run_module(name: str, arguments: Sequence[str]) -> None:
-    """Run a module, or a package's `__main__`, as `python -m` does. `ModuleNotFoundError` if there is none."""
-    spec = _found(name)
-    if spec is None:
-        raise ModuleNotFoundError(f"no module {name!r}", name=name)
-    sys.argv = [spec.origin or name, *arguments]
+def run_module(spec: ModuleSpec, arguments: Sequence[str]) -> None:
+    """Run what `find_module` has found, as `python -m` does."""
+    sys.argv = [spec.origin or spec.name, *arguments]
     _run_found(spec)
 
 
-def is_module(name: str) -> bool:
-    """Whether `run_module` would find it."""
-    return _found(name) is not None
-
-
-def _found(name: str) -> ModuleSpec | None:
+def find_module(name: str) -> ModuleSpec | None:
+    """A module, or a package's `__main__`, looked for in the current folder first; None if there is none."""
     _put_first(os.getcwd())
     try:
         spec = importlib.util.find_spec(name)

@@ -240,11 +240,15 @@ class _StopsOnSignals:
 def _run(options: argparse.Namespace) -> int:
     """Run a program as `python` would; its exit status is ours."""
     install(stdlib_compat=options.stdlib_compat, concurrency=options.concurrency)
-    if not options.module and not os.path.exists(options.program):
+    if options.module:
+        found = _program.find_module(options.program)
+        if found is None:
+            raise CommandError(f"there is no module {options.program!r}")
+        _program.run_module(found, options.rest)
+    elif os.path.exists(options.program):
+        _program.run_script(options.program, options.rest)
+    else:
         raise CommandError(f"there is no program {options.program!r} (with -m, a module's name is expected)")
-    if options.module and not _program.is_module(options.program):
-        raise CommandError(f"there is no module {options.program!r}")
-    (_program.run_module if options.module else _program.run_script)(options.program, options.rest)
     return 0
 
 
