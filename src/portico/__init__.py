@@ -15,6 +15,7 @@ from ._sockets import Credentials
 from .errors import (
     AddressError,
     HandlerError,
+    LineTooLong,
     Overloaded,
     PorticoError,
     SettingError,
@@ -51,6 +52,7 @@ __all__ = [
     "Credentials",
     "DatagramRequestHandler",
     "HandlerError",
+    "LineTooLong",
     "Overloaded",
     "PorticoError",
     "SettingError",

@@ -15,7 +15,7 @@ from array import array  # socket has loaded it anyway
 from collections import namedtuple
 
 from . import _addresses
-from .errors import AddressError, UnavailableError
+from .errors import AddressError, SettingError, UnavailableError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ __all__ = [
     "peer_credentials",
     "set_blocking_again",
     "set_options",
+    "watch_peers",
 ]
 
 DONT_WAIT: int = getattr(socket, "MSG_DONTWAIT", 0)
@@ -186,6 +187,46 @@ def listen(sock: socket.socket, backlog: int) -> None:
         sock.listen(backlog)
     except OSError as error:
         raise _explained(error, sock, sock.getsockname()) from error
+
+
+def watch_peers(listener: Any, *, keepalive: float | None, tcp_user_timeout: float | None) -> None:
+    """Have TCP look after the peers of the connections that this listener accepts, which inherit what is set here.
+
+    `keepalive`: after so many seconds of silence the peer is asked for a sign of life, then again after each third of
+    them, three times in all. `tcp_user_timeout`: seconds that sent data, or such a question, may stay unacknowledged;
+    it then decides alone when a silent peer is given up (tcp(7)). None leaves the system's own. Means nothing for
+    sockets other than TCP's. Raises `UnavailableError` for what this system does not have, `SettingError` for more
+    than it can count.
+    """
+    if keepalive is None and tcp_user_timeout is None:
+        return
+    if listener.family not in (socket.AF_INET, socket.AF_INET6) or listener.type != socket.SOCK_STREAM:
+        return
+    if keepalive is not None:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        first = "TCP_KEEPIDLE" if hasattr(socket, "TCP_KEEPIDLE") else "TCP_KEEPALIVE"  # the latter is macOS's
+        timings = {first: _at_least_one(keepalive), "TCP_KEEPINTVL": _at_least_one(keepalive / 3), "TCP_KEEPCNT": 3}
+        for option, number in timings.items():
+            if hasattr(socket, option):
+                _set_tcp(listener, option, number, f"keepalive = {keepalive!r}")
+    if tcp_user_timeout is not None:
+        if not hasattr(socket, "TCP_USER_TIMEOUT"):
+            raise UnavailableError("tcp_user_timeout needs TCP_USER_TIMEOUT, which this system does not have")
+        milliseconds = _at_least_one(tcp_user_timeout * 1000)
+        _set_tcp(listener, "TCP_USER_TIMEOUT", milliseconds, f"tcp_user_timeout = {tcp_user_timeout!r}")
+
+
+def _at_least_one(number: float) -> int:
+    return max(1, round(number))
+
+
+def _set_tcp(sock: Any, option: str, number: int, setting: str) -> None:
+    try:
+        sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), array("i", [number]))
+    except (OSError, OverflowError) as error:  # the latter is array's: setsockopt's own is a strange TypeError
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:
+            raise
+        raise SettingError(f"{setting} is more seconds than this system can count") from error
 
 
 def is_listening(sock: Any) -> bool:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AddressError",
     "HandlerError",
+    "LineTooLong",
     "Outcome",
     "Overloaded",
     "PorticoError",
@@ -40,6 +41,10 @@ class AddressError(PorticoError, ValueError):
 
 class HandlerError(PorticoError, TypeError):
     """A handler that does not fit the server: a blocking one where handlers are awaited, or the other way round."""
+
+
+class LineTooLong(PorticoError, ValueError):
+    """A peer has sent a longer line than the handler takes (`StreamRequestHandler.max_line`)."""
 
 
 class SettingError(PorticoError, ValueError):
@@ -98,14 +103,17 @@ def accept_outcome(error: Exception) -> Outcome:
 
 
 def is_disconnect(error: BaseException | None, request: Any) -> bool:
-    """Tell a peer that left (or fell silent past the request's own timeout) from a fault in the handler.
+    """Tell the peer's fault from the handler's: it left, fell silent past the request's own timeout, or sent too much.
 
+    The last is `LineTooLong`: whoever floods a server must not fill its log with tracebacks.
     `ConnectionRefusedError` is never a connected peer's doing: in a stream handler it comes from a connection the
     handler made itself, and must be seen. In a datagram handler it is the ICMP answer of a vanished peer. The other
     connection errors may be another connection's, too, so the request's own is looked at. A
     `TimeoutError` counts only if the request's socket has a timeout, or the kernel gave the connection up
     (ETIMEDOUT): since Python 3.11 a future's timeout is of the same class.
     """
+    if isinstance(error, LineTooLong):
+        return True
     if isinstance(error, ConnectionRefusedError):
         return isinstance(request, tuple)
     if isinstance(error, ConnectionError):

@@ -6,9 +6,11 @@ A handler knows its request, its client's address and its server; it does not kn
 from __future__ import annotations
 
 import socket as _socket
-from io import BufferedIOBase, BytesIO
+import sys
+from io import DEFAULT_BUFFER_SIZE, BufferedIOBase, BufferedReader, BytesIO, RawIOBase
 
 from ._generics import Datagram, Generic, RequestT, ServerT
+from .errors import LineTooLong, SettingError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -74,11 +76,18 @@ class StreamRequestHandler(BaseRequestHandler[ServerT, _socket.socket]):
 
     `rbufsize` and `wbufsize` are buffer sizes in bytes: -1 the default size, 0 none. `timeout` is the connection's, in
     seconds, for each single operation; None for none. `disable_nagle_algorithm` sets TCP_NODELAY (RFC 896).
+
+    `max_line` is how many bytes a line of `rfile` may have, with its newline; None for any number. At a longer one
+    `readline()`, `readlines()` and iteration raise `LineTooLong`, when they have read at most a buffer more than that.
+    It is logged as the peer's fault. Who goes on reading lines gets the next one: the rest of the long one is skipped,
+    never taken for a line. `readline(size)` up to `max_line` and `read` are as ever. Then `rfile` is an
+    `io.BufferedReader` with any `rbufsize`; with 0 it still reads nothing ahead. Raises `SettingError` in `setup`.
     """
 
     rbufsize: int = -1
     wbufsize: int = 0
     timeout: float | None = None
+    max_line: int | None = None
     disable_nagle_algorithm: bool = False
 
     connection: _socket.socket
@@ -86,12 +95,16 @@ class StreamRequestHandler(BaseRequestHandler[ServerT, _socket.socket]):
     wfile: BufferedIOBase
 
     def setup(self) -> None:
+        _check_max_line(self.max_line)
         self.connection = self.request
         if self.timeout is not None:
             self.connection.settimeout(self.timeout)
         if self.disable_nagle_algorithm:
             self.connection.setsockopt(_socket.IPPROTO_TCP, _socket.TCP_NODELAY, True)
-        self.rfile = self.connection.makefile("rb", self.rbufsize)  # type: ignore[assignment]
+        if self.max_line is None:
+            self.rfile = self.connection.makefile("rb", self.rbufsize)  # type: ignore[assignment]
+        else:
+            self.rfile = _line_reader(self.connection, self.rbufsize, self.max_line)
         if self.wbufsize == 0:
             self.wfile = _SocketWriter(self.connection)
         else:
@@ -108,6 +121,56 @@ class StreamRequestHandler(BaseRequestHandler[ServerT, _socket.socket]):
         except OSError:  # the peer has gone: there is nobody left to write to (bpo-14574)
             pass
         self.rfile.close()
+
+
+def _check_max_line(value: Any) -> None:
+    if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+        raise SettingError(f"max_line must be a whole number of bytes from 1 up, or None, not {value!r}")
+
+
+def _line_reader(connection: _socket.socket, buffer_size: int, max_line: int) -> BufferedReader:
+    """What `connection.makefile("rb", buffer_size)` returns, with bounded lines. It counts as one of its files, too."""
+    raw: Any = connection.makefile("rb", 0)
+    if buffer_size == 0:
+        return _UnbufferedLineReader(raw, 1, max_line)
+    return _LineReader(raw, DEFAULT_BUFFER_SIZE if buffer_size < 0 else buffer_size, max_line)
+
+
+class _LineReader(BufferedReader):
+    """A buffered reader whose lines are bounded. The C type's iteration and `readlines` call `readline`."""
+
+    def __init__(self, raw: RawIOBase, buffer_size: int, max_line: int) -> None:
+        super().__init__(raw, buffer_size)
+        self._max_line = min(max_line, sys.maxsize - 1)
+        self._in_long_line = False
+
+    def readline(self, size: int | None = -1, /) -> bytes:
+        limit = self._max_line
+        if size is not None and 0 <= size <= limit:
+            return self._piece(size)
+        while self._in_long_line:
+            self._piece(limit)
+        line = super().readline(limit + 1)
+        if len(line) > limit:
+            self._in_long_line = not line.endswith(b"\n")
+            raise LineTooLong(f"the peer has sent a line longer than max_line = {limit} bytes")
+        return line
+
+    def _piece(self, size: int) -> bytes:
+        line = super().readline(size)
+        if self._in_long_line and size:
+            self._in_long_line = bool(line) and not line.endswith(b"\n")
+        return line
+
+
+class _UnbufferedLineReader(_LineReader):
+    """With a buffer of one byte, which is never read ahead; reads what is there, as a socket's unbuffered file does."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        return super().read() if size is None or size < 0 else self.read1(size)
+
+    def readinto(self, buffer: Any, /) -> int:
+        return self.readinto1(buffer)
 
 
 class _SocketWriter(BufferedIOBase):

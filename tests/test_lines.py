@@ -1,0 +1,419 @@
+"""`StreamRequestHandler.max_line`: longer lines end in `LineTooLong` before they are in memory; else all is as ever."""
+
+from __future__ import annotations
+
+import gc
+import io
+import os
+import pickle
+import socket
+import ssl
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import portico
+from portico.errors import is_disconnect
+
+from .contract.flavours import STREAMS, Flavour, short_folder
+from .green_worlds import EVERY, PATIENCE, tcp_pair, world_named
+
+Pair = tuple[socket.socket, socket.socket]
+SERVER: Any = object()
+BUFFERS = [-1, 0, 1, 7, 100_000]
+LIMIT = 20
+
+
+def _tls_context(protocol: ssl._SSLMethod) -> ssl.SSLContext:
+    """Without a certificate, which needs no files: the peers stay unknown to each other."""
+    context = ssl.SSLContext(protocol)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    context.maximum_version = ssl.TLSVersion.TLSv1_2
+    context.set_ciphers("AECDH-AES256-SHA:@SECLEVEL=0")
+    return context
+
+
+def tls_pair() -> Pair:
+    here, there = tcp_pair()
+    client, server = _tls_context(ssl.PROTOCOL_TLS_CLIENT), _tls_context(ssl.PROTOCOL_TLS_SERVER)
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(client.wrap_socket, there)
+        return server.wrap_socket(here, server_side=True), future.result(PATIENCE)
+
+
+PAIRS: dict[str, Callable[[], Pair]] = {"unix": socket.socketpair, "tcp": tcp_pair, "tls": tls_pair}
+
+
+@pytest.fixture(params=PAIRS)
+def pair(request: pytest.FixtureRequest) -> Iterator[Pair]:
+    here, there = PAIRS[request.param]()
+    here.settimeout(PATIENCE)
+    there.settimeout(PATIENCE)
+    with here, there:
+        yield here, there
+
+
+@pytest.fixture
+def plain() -> Iterator[Pair]:
+    here, there = socket.socketpair()
+    here.settimeout(PATIENCE)
+    there.settimeout(PATIENCE)
+    with here, there:
+        yield here, there
+
+
+def handler(body: Callable[[Any], Any], **members: Any) -> Any:
+    """A handler class with `max_line` and this body."""
+    return type("Handler", (portico.StreamRequestHandler,), {"max_line": LIMIT, **members, "handle": body})
+
+
+def run(sock: socket.socket, body: Callable[[Any], Any], **members: Any) -> Any:
+    """What the body returns, of a handler that runs on this connection."""
+    told: list[Any] = []
+    handler(lambda self: told.append(body(self)), **members)(sock, "", SERVER)
+    return told[0]
+
+
+def lines_of(rfile: Any) -> list[Any]:
+    """Every line up to the end; in the place of one that is too long, its error's class."""
+    found: list[Any] = []
+    while True:
+        try:
+            line = rfile.readline()
+        except portico.LineTooLong as error:
+            found.append(type(error))
+            continue
+        if not line:
+            return found
+        found.append(line)
+
+
+def say(peer: socket.socket, *pieces: bytes) -> None:
+    for piece in pieces:
+        peer.sendall(piece)
+    if isinstance(peer, ssl.SSLSocket):
+        peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    peer.shutdown(socket.SHUT_WR)
+
+
+# -- which lines pass
+
+
+FITS = b"x" * (LIMIT - 1) + b"\n"
+CASES: dict[str, tuple[bytes, list[Any]]] = {
+    "short": (b"a\n\nb\n", [b"a\n", b"\n", b"b\n"]),
+    "as long as allowed": (FITS * 2, [FITS, FITS]),
+    "the last without a newline": (b"a\n" + b"x" * LIMIT, [b"a\n", b"x" * LIMIT]),
+    "one byte more": (b"x" + FITS + b"a\n", [portico.LineTooLong, b"a\n"]),
+    "two bytes more": (b"xx" + FITS + b"a\n", [portico.LineTooLong, b"a\n"]),
+    "the last is one byte more": (b"x" * (LIMIT + 1), [portico.LineTooLong]),
+    "much more": (b"x" * 5000 + b"\na\n" + b"y" * 500, [portico.LineTooLong, b"a\n", portico.LineTooLong]),
+    "one after the other": (
+        (b"x" * 50 + b"\n") * 2 + b"a\n",
+        [portico.LineTooLong, portico.LineTooLong, b"a\n"],
+    ),
+    "nothing": (b"", []),
+}
+
+
+@pytest.mark.parametrize("rbufsize", BUFFERS)
+@pytest.mark.parametrize("case", CASES)
+def test_a_line_passes_that_is_not_longer(plain: Pair, case: str, rbufsize: int) -> None:
+    said, found = CASES[case]
+    say(plain[1], said)
+    assert run(plain[0], lambda self: lines_of(self.rfile), rbufsize=rbufsize) == found
+
+
+@pytest.mark.parametrize("rbufsize", BUFFERS)
+def test_lines_pass_on_every_kind_of_connection(pair: Pair, rbufsize: int) -> None:
+    say(pair[1], FITS, b"a\n", b"x" * 100, b"\nb")
+    found = [FITS, b"a\n", portico.LineTooLong, b"b"]
+    assert run(pair[0], lambda self: lines_of(self.rfile), rbufsize=rbufsize) == found
+
+
+@pytest.mark.parametrize("max_line", [1, 2, 65536, sys.maxsize, sys.maxsize * 4])
+def test_any_number_of_bytes_may_be_the_limit(plain: Pair, max_line: int) -> None:
+    say(plain[1], b"\n" if max_line == 1 else b"x" * (min(max_line, 10_000) - 1) + b"\n")
+    (line,) = run(plain[0], lambda self: lines_of(self.rfile), max_line=max_line)
+    assert len(line) == min(max_line, 10_000)
+
+
+@pytest.mark.parametrize("rbufsize", BUFFERS)
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda rfile: rfile.readline(),
+        lambda rfile: rfile.readline(-1),
+        lambda rfile: rfile.readline(None),
+        lambda rfile: rfile.readline(LIMIT + 1),
+        lambda rfile: rfile.readline(65537),
+        next,
+        list,
+        lambda rfile: rfile.readlines(),
+        lambda rfile: rfile.readlines(10),
+    ],
+    ids=["readline", "-1", "None", "one more", "much more", "next", "list", "readlines", "hint"],
+)
+def test_every_way_to_read_lines_is_bounded(plain: Pair, rbufsize: int, read: Callable[[Any], Any]) -> None:
+    plain[1].sendall(b"x" * 100)  # and neither a newline nor the end
+    with pytest.raises(portico.LineTooLong, match=f"max_line = {LIMIT}"):
+        run(plain[0], lambda self: read(self.rfile), rbufsize=rbufsize)
+
+
+@pytest.mark.parametrize("rbufsize", BUFFERS)
+def test_reading_lines_otherwise_is_as_ever(plain: Pair, rbufsize: int) -> None:
+    say(plain[1], b"1\n22\n333\n4444\n55555\n", b"x" * 100)
+
+    def body(self: Any) -> None:
+        rfile = self.rfile
+        assert isinstance(rfile, io.BufferedReader)
+        assert rfile.readline(LIMIT + 1) == b"1\n"
+        assert next(rfile) == b"22\n"
+        assert rfile.readlines(5) == [b"333\n", b"4444\n"]
+        assert rfile.readline(2) == b"55"
+        assert rfile.readline(0) == b""
+        assert rfile.readline(LIMIT) == b"555\n"
+        assert rfile.readline(LIMIT) == b"x" * LIMIT  # an explicit size is what may be longer, as ever
+        assert rfile.read(10) == b"x" * 10
+        assert len(rfile.read()) == 70
+
+    run(plain[0], body, rbufsize=rbufsize)
+
+
+@pytest.mark.parametrize("size", ["5", 5.0, b""])
+def test_a_size_that_is_none_is_a_type_error(plain: Pair, size: Any) -> None:
+    with pytest.raises(TypeError):
+        run(plain[0], lambda self: self.rfile.readline(size))
+
+
+@pytest.mark.parametrize("rbufsize", BUFFERS)
+def test_the_rest_of_a_line_is_never_taken_for_another(plain: Pair, rbufsize: int) -> None:
+    """Else a client that hides a command behind a long line has it obeyed by whoever goes on after the error."""
+    say(plain[1], b"x" * 50 + b"DELETE\n" + b"next\n")
+
+    def body(self: Any) -> None:
+        with pytest.raises(portico.LineTooLong):
+            self.rfile.readline()
+        assert self.rfile.readline() == b"next\n"
+
+    run(plain[0], body, rbufsize=rbufsize)
+
+
+def test_the_rest_of_a_line_may_be_read_in_pieces(plain: Pair) -> None:
+    say(plain[1], b"x" * 30 + b"\nnext\n")
+
+    def body(self: Any) -> None:
+        with pytest.raises(portico.LineTooLong):
+            self.rfile.readline()
+        assert self.rfile.readline(4) == b"xxxx"
+        assert self.rfile.readline(LIMIT) == b"xxxxx\n"
+        assert self.rfile.readline() == b"next\n"
+
+    run(plain[0], body)
+
+
+# -- how much is read
+
+
+@pytest.mark.parametrize("rbufsize", [-1, 0, 1, 100])
+def test_no_more_is_read_than_the_limit_and_a_buffer(pair: Pair, rbufsize: int) -> None:
+    limit, sent = 1000, 60_000
+    pair[1].sendall(bytes(sent))
+
+    def body(self: Any) -> None:
+        with pytest.raises(portico.LineTooLong):
+            self.rfile.readline()
+        left, connection = sent, self.connection
+        for size in iter(lambda: len(connection.recv(65536)), 0):
+            left -= size
+        buffer = {-1: io.DEFAULT_BUFFER_SIZE, 0: 1}.get(rbufsize, rbufsize)
+        assert limit < left <= limit + buffer
+
+    pair[1].shutdown(socket.SHUT_WR)
+    run(pair[0], body, rbufsize=rbufsize, max_line=limit)
+
+
+def test_what_is_thrown_away_is_never_all_in_memory(plain: Pair) -> None:
+    tracemalloc = pytest.importorskip("tracemalloc")
+    sender = threading.Thread(target=say, args=(plain[1], bytes(20_000_000), b"\nnext\n"))
+    sender.start()
+
+    def body(self: Any) -> int:
+        tracemalloc.start()
+        try:
+            assert lines_of(self.rfile) == [portico.LineTooLong, b"next\n"]
+            return int(tracemalloc.get_traced_memory()[1])
+        finally:
+            tracemalloc.stop()
+
+    assert run(plain[0], body, max_line=10_000) < 500_000
+    sender.join()
+
+
+def test_without_a_buffer_nothing_is_read_ahead(plain: Pair) -> None:
+    """As with `rbufsize = 0` ever: the connection itself may be read from where the file is."""
+    plain[1].sendall(b"one\nand the rest")
+
+    def body(self: Any) -> None:
+        assert self.rfile.readline() == b"one\n"
+        assert self.connection.recv(4) == b"and "
+        assert self.rfile.read(100) == b"the rest"  # what is there, without waiting for all 100
+        plain[1].sendall(b"more")
+        buffer = bytearray(100)
+        assert self.rfile.readinto(buffer) == 4
+        plain[1].sendall(b"the\nend")
+        plain[1].shutdown(socket.SHUT_WR)
+        assert self.rfile.read() == b"the\nend"
+        assert self.rfile.read(1) == b""
+
+    run(plain[0], body, rbufsize=0)
+
+
+# -- the file and the connection
+
+
+@pytest.mark.parametrize("rbufsize", [-1, 0, 10])
+@pytest.mark.parametrize("first", ["file", "connection"])
+def test_closing_both_in_either_order_frees_the_descriptor(pair: Pair, first: str, rbufsize: int) -> None:
+    here = pair[0]
+
+    class Handler(portico.StreamRequestHandler):
+        max_line = LIMIT
+
+        def handle(self) -> None:
+            assert here._io_refs == 1  # type: ignore[attr-defined]
+            if first == "connection":
+                here.close()
+                assert here.fileno() >= 0  # the file still needs it
+                self.rfile.close()
+            else:
+                self.rfile.close()
+                assert here._io_refs == 0  # type: ignore[attr-defined]
+                here.close()
+            assert here.fileno() == -1
+
+    Handler.rbufsize = rbufsize
+    Handler(here, "", SERVER)
+    assert pair[1].recv(1) == b""
+
+
+def test_finish_closes_the_file(plain: Pair) -> None:
+    rfile = run(plain[0], lambda self: self.rfile)
+    assert rfile.closed
+    plain[0].close()
+    assert plain[0].fileno() == -1
+    with pytest.raises(ValueError, match="closed"):
+        rfile.readline()
+
+
+def test_a_handler_leaves_no_cycle_that_keeps_a_connection_open(plain: Pair) -> None:
+    gc.disable()
+    try:
+        run(plain[0], lambda self: None)
+        plain[0].close()
+        assert plain[1].recv(1) == b""
+    finally:
+        gc.enable()
+
+
+def test_timeouts_go_on_as_ever(plain: Pair) -> None:
+    plain[1].sendall(b"x")
+    with pytest.raises(TimeoutError):
+        run(plain[0], lambda self: self.rfile.readline(), timeout=0.01)
+
+
+@pytest.mark.parametrize(("rbufsize", "kind"), [(-1, io.BufferedReader), (0, socket.SocketIO)])
+def test_without_a_limit_the_file_is_the_standard_librarys(plain: Pair, rbufsize: int, kind: type) -> None:
+    assert run(plain[0], lambda self: type(self.rfile), max_line=None, rbufsize=rbufsize) is kind
+    assert portico.StreamRequestHandler.max_line is None
+
+
+@pytest.mark.parametrize("value", [0, -1, "100", True, False, 1.5, b"1", [1]], ids=repr)
+def test_a_wrong_limit_is_told_in_setup(plain: Pair, value: Any) -> None:
+    with pytest.raises(portico.SettingError) as caught:
+        run(plain[0], lambda self: None, max_line=value)
+    for word in ("max_line", repr(value), "1 up", "None"):
+        assert word in str(caught.value)
+    assert plain[0]._io_refs == 0  # type: ignore[attr-defined]
+
+
+# -- on green sockets, whose calls park
+
+
+@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("make", [tcp_pair, socket.socketpair])
+@pytest.mark.parametrize("rbufsize", [-1, 0, 10])
+def test_green_sockets_park(name: str, make: Callable[[], Pair], rbufsize: int) -> None:
+    with world_named(name) as world:
+        here, there = world.pair(make)
+        waits = world.parks(lambda: run(here, lambda self: lines_of(self.rfile), rbufsize=rbufsize))
+        there.sendall(b"x" * LIMIT)
+        world.others_go_on()
+        assert not waits.done()  # a newline would make it too long, the end would not
+        there.sendall(b"y" * 100)
+        world.others_go_on()
+        assert not waits.done()
+        there.sendall(b"\nab")
+        there.sendall(b"c\n" + FITS)
+        there.shutdown(socket.SHUT_WR)
+        assert waits.result(PATIENCE) == [portico.LineTooLong, b"abc\n", FITS]
+        world.run(here.close)
+        assert here.fileno() == -1
+
+
+# -- whose fault it is
+
+
+def test_the_error_is_both_porticos_and_a_value_error() -> None:
+    assert issubclass(portico.LineTooLong, (portico.PorticoError, ValueError))
+    assert issubclass(portico.LineTooLong, ValueError)
+    assert "LineTooLong" in portico.__all__
+    error = pickle.loads(pickle.dumps(portico.LineTooLong("a line is too long")))
+    assert str(error) == "a line is too long"
+
+
+def test_it_is_the_peers_fault() -> None:
+    assert is_disconnect(portico.LineTooLong("too long"), None)
+    assert not is_disconnect(ValueError("too long"), None)
+
+
+@contextmanager
+def events_of(made: Any, address: Any, handler_class: Any) -> Iterator[tuple[Any, Callable[[], bytes]]]:
+    """A server, and what tells of its next event: by a pipe, so that children may tell, too."""
+    reader, writer = os.pipe()
+
+    def handle_event(self: Any, event: Any) -> None:
+        name = type(event).__name__
+        if name in ("PeerLeft", "RequestFailed"):
+            os.write(writer, f"{name} {type(event.error).__name__}\n".encode())
+
+    cls = type("Server", (made,), {"handle_event": handle_event})
+    with open(reader, "rb", closefd=True) as lines:
+        try:
+            with cls(address, handler_class).background() as server:
+                yield server, lines.readline
+        finally:
+            os.close(writer)
+
+
+@pytest.mark.parametrize("flavour", [each for each in STREAMS if not each.way.own_tasks], ids=str)
+def test_a_client_that_floods_is_not_the_servers_failure(flavour: Flavour) -> None:
+    body = handler(lambda self: [self.wfile.write(line.upper()) for line in self.rfile])
+    with short_folder() as folder:
+        address = flavour.kind.address(Path(folder))
+        with events_of(flavour.server_class, address, body) as (server, next_event):
+            for _ in range(2):  # the first does the second no harm
+                with closing(socket.socket(flavour.kind.family)) as client:
+                    client.settimeout(PATIENCE)
+                    client.connect(server.server_address)
+                    client.sendall(b"hello\n")
+                    assert client.recv(10) == b"HELLO\n"
+                    client.sendall(b"x" * 1000)
+                    assert next_event() == b"PeerLeft LineTooLong\n"
