@@ -97,6 +97,8 @@ class Acceptor:
             self._resume_at = None
         try:
             wanted = self._resume_at is None and server.ready_to_accept()
+            if wanted and server._portico_limited:
+                wanted = self._may_take()
         except Exception as error:
             wanted = False
             self._back_off(self._failed("ready_to_accept", error))
@@ -107,10 +109,20 @@ class Acceptor:
                 return 0.0
             server._portico_prepare_to_sleep()
         interval: float | None = self._poll_interval if server._portico_ticks else None
+        if server._portico_look is not None:
+            look = server._portico_look()
+            interval = look if interval is None or (look is not None and look < interval) else interval
         if self._resume_at is None:
             return interval
         pause: float = max(0.0, self._resume_at - self._clock())
         return pause if interval is None else min(interval, pause)
+
+    def _may_take(self) -> bool:
+        """Whether the limits allow one more now; if time alone will, that is waited for."""
+        hold = self._server._portico_hold()
+        if hold is not None and hold != float("inf"):
+            self._resume_at = self._clock() + hold
+        return hold is None
 
     def drain(self) -> None:
         """Take what is waiting, a batch at most, until nothing is left or the server is told to stop."""
@@ -132,6 +144,8 @@ class Acceptor:
                 taken = server._portico_taken
                 answer = take()
                 if answer is not True or flags[STOP_FLAG] or (gated and not server.ready_to_accept()):
+                    break
+                if server._portico_limited and server._portico_hold() is not None:
                     break
                 if self._failures:
                     self._recovered()

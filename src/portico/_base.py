@@ -15,11 +15,11 @@ import selectors
 import socket as _socket
 import sys
 
-from . import _sockets, logs, settings
+from . import _sockets, limits, logs, settings
 from ._addresses import infer
 from ._generics import Generic, RequestT
 from ._loop import selector_class
-from ._serving import Serving
+from ._serving import Serving, note_failure, teller
 from .errors import AddressError, is_disconnect
 from .lifecycle import Event, Lifecycle, PeerLeft, RequestFailed
 
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 __all__ = ["BaseServer"]
 
 _NEW: Any = object.__new__
+# Seconds between two looks for room, in `handle_request`.
+_LOOK_AGAIN = 0.02
 
 
 class BaseServer(Serving, Generic[RequestT]):
@@ -56,6 +58,8 @@ class BaseServer(Serving, Generic[RequestT]):
     unmap_ipv4: bool = settings.UNMAP_IPV4.default
     unix_mode: int | None = settings.UNIX_MODE.default
     unix_group: int | str | None = settings.UNIX_GROUP.default
+    keepalive: float | None = limits.KEEPALIVE.default
+    tcp_user_timeout: float | None = limits.TCP_USER_TIMEOUT.default
 
     server_address: Any
     socket: _socket.socket
@@ -73,10 +77,13 @@ class BaseServer(Serving, Generic[RequestT]):
         self._portico_check_handler(RequestHandlerClass)
         if self.stdlib_compat:
             vars(self).update(settings.compat_values(self))
+        limits.check(self)
         self.server_address = server_address
         self.RequestHandlerClass = RequestHandlerClass
         self._portico_context = contextvars.copy_context()
-        self.__is_shut_down = Lifecycle()  # these two under socketserver's own private names, for `_serving` and others
+        self.__is_shut_down = Lifecycle(
+            teller(self)
+        )  # these two under socketserver's own private names, for `_serving` and others
         self.__shutdown_request = False
 
     # -- the socket
@@ -148,15 +155,17 @@ class BaseServer(Serving, Generic[RequestT]):
     def server_close(self) -> None:
         """Close the socket, which ends the loop if it runs, and remove the socket file if it is still ours.
 
-        Safe at any time, from any thread, and again. The mix-ins then wait for their requests (`block_on_close`).
+        Then idle connections are closed. The mix-ins wait for requests that run, `drain_timeout` seconds long, and cut
+        the rest; here nothing is waited for. Safe at any time, from any thread, and again.
         """
+        self._portico_end_listener()
+        if not self._portico_waits_on_close:
+            self._portico_end_requests(wait=False)
+
+    def _portico_end_listener(self) -> None:
         if self._portico_socket_file is not None and not self.stdlib_compat:
             self._portico_socket_file.remove()
-        if self._portico_loop is not None:
-            self._portico_stop()
-        close = getattr(getattr(self, "socket", None), "close", None)
-        if close is not None:
-            close()
+        super()._portico_end_listener()
 
     def fileno(self) -> int:
         """The socket's descriptor; -1 when it is closed."""
@@ -175,6 +184,12 @@ class BaseServer(Serving, Generic[RequestT]):
             while not selector.select(None if deadline is None else deadline - self._portico_system.monotonic()):
                 if deadline is not None and self._portico_system.monotonic() >= deadline:
                     return self.handle_timeout()
+        if self._portico_loop is None:
+            self._portico_prepare()
+        while self._portico_limited and self._portico_hold() is not None:
+            if deadline is not None and self._portico_system.monotonic() >= deadline:
+                return self.handle_timeout()
+            self._portico_system.sleep(_LOOK_AGAIN)
         self._portico_wait_to_take(False)
         try:
             self._handle_request_noblock()
@@ -207,10 +222,14 @@ class BaseServer(Serving, Generic[RequestT]):
         """
         made: Any = self.RequestHandlerClass
         is_plain: bool = type(made) is type and made.__new__ is _NEW
-        if is_plain:
+        if not is_plain:
+            made(request, client_address, self)
+        elif not hasattr(made, "goodbye"):
             made.__init__(_NEW(made), request, client_address, self)
         else:
-            made(request, client_address, self)
+            handler = _NEW(made)
+            self._portico_note_handler(request, handler)
+            made.__init__(handler, request, client_address, self)
 
     def shutdown_request(self, request: RequestT) -> None:
         """End a request in good order, then close it."""
@@ -227,6 +246,7 @@ class BaseServer(Serving, Generic[RequestT]):
 
         By default a peer that left is a `PeerLeft` event and anything else a `RequestFailed`.
         """
+        note_failure(self, request)  # once more, for those who call this hook themselves
         error = sys.exception()
         if self.stdlib_compat:
             logs.print_like_stdlib(client_address)

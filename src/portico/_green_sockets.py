@@ -18,9 +18,10 @@ from greenlet import getcurrent
 
 from ._addresses import AF_UNIX
 from ._hub import GreenThread
+from ._meters import Counting
 from ._parking import AGAIN, DONT_WAIT, READ, WRITE, ParkingSocket, retried
 
-__all__ = ["GreenSocket"]
+__all__ = ["CountedGreenSocket", "GreenSocket"]
 
 _Socket: Any = socket.SocketType
 _recv: Final = _Socket.recv
@@ -198,12 +199,12 @@ class GreenSocket(ParkingSocket):
 
     def _receive(self, bufsize: int, flags: int) -> bytes:
         if not flags and self._may_own():
-            return self.recv(bufsize)
+            return GreenSocket.recv(self, bufsize)  # not a subclass's: that would count twice
         return self._filled(self._call(READ, _recv, bufsize, flags, flags=flags), bufsize, flags)
 
     def _receive_into(self, buffer: Any, nbytes: int, flags: int) -> int:
         if not flags and self._may_own():
-            return self.recv_into(buffer, nbytes)
+            return GreenSocket.recv_into(self, buffer, nbytes)
         return self._filled_into(
             [buffer], nbytes, self._call(READ, _recv_into, buffer, nbytes, flags, flags=flags), flags
         )
@@ -238,7 +239,7 @@ class GreenSocket(ParkingSocket):
 
     def _more_into(self, view: memoryview) -> int:
         try:
-            return self.recv_into(view)
+            return GreenSocket.recv_into(self, view)
         except OSError:  # what has come is told first
             return 0
 
@@ -276,6 +277,12 @@ class GreenSocket(ParkingSocket):
             )
             return found[0][4]
         return address
+
+
+class CountedGreenSocket(Counting, GreenSocket):
+    """A `GreenSocket` that counts what goes over it, where the kernel does not."""
+
+    __slots__ = ()
 
 
 def _has_room(buffer: Any, nbytes: int) -> bool:

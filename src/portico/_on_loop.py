@@ -14,21 +14,28 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from . import _engine, logs, settings
+from ._meters import CountedSocket, MeteredSocket
 from ._serving import Serving
-from ._sockets import ServerSocket, set_blocking_again
-from .lifecycle import RequestsAbandoned
+from ._sockets import ServerSocket, connection_class, set_blocking_again
+from ._timekeeper import Timekeeper
+from .lifecycle import EndReason, RequestsAbandoned
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable
+    from collections.abc import Awaitable, Callable
 
+    from ._connection import Connection
+    from ._connections import Connections
     from ._engine import AsyncioLoop
 
 __all__ = ["OnLoop", "Requests"]
 
+_PLAIN = (socket.socket, MeteredSocket, CountedSocket)
 # How often a request that is ended may catch that and wait again, before it is left where it is; and the seconds it has
 # each time for what it still has to do, such as a last word to its peer.
 _PATIENCE = 10
 _LAST_WORDS = 0.2
+# Seconds after which a loop that does not run any more, and is not closed either, is not waited for.
+_LEFT_BEHIND = 2.5
 # Seconds that requests nobody waits for have after `shutdown`, to end the answer they are at. As daemon threads they
 # might go on until the process ends; here the loop has to end.
 _DAEMON_GRACE = 0.5
@@ -78,12 +85,26 @@ class Requests:
         """Whether all have ended, and no more will come."""
         return self._ended.is_set()
 
-    def close_now(self, *, wait: bool) -> None:
-        """End them at once, from any thread; `wait` for that, unless this is the loop's own."""
+    def close_now(self) -> None:
+        """End them at once, from any thread."""
+        self.soon(partial(self.close, at_once=True))
+
+    def soon(self, call: Callable[[], object]) -> None:
+        """Have a call made in the loop's thread, from any."""
         with suppress(RuntimeError):  # the loop is closed, and has ended them
-            self._loop.call_soon_threadsafe(partial(self.close, at_once=True))
-        if wait and threading.get_ident() != self._thread:
-            self._ended.wait()
+            self._loop.call_soon_threadsafe(call)
+
+    def later(self, seconds: float, call: Callable[[], object]) -> asyncio.TimerHandle:
+        return self._loop.call_later(seconds, call)
+
+    def wait_in_thread(self, seconds: float) -> None:
+        """Wait so long until all have ended, in another thread than the loop's; there, not at all."""
+        if threading.get_ident() != self._thread:
+            self._ended.wait(seconds)
+
+    def running(self) -> list[Any]:
+        """Those that run now."""
+        return list(self._running)
 
     async def wait(self) -> None:
         """Until all have ended."""
@@ -116,6 +137,8 @@ class OnLoop(Serving):
     _portico_requests: Requests
     _portico_requests_so_far: tuple[Requests, ...] = ()
     """Of this loop, and of earlier ones whose requests have not all ended."""
+    _portico_waits_on_close = True
+    _portico_last_words = 0.05
     _portico_answering: socket.socket | None = None
     """What datagram handlers answer through: the server's own socket once more, as one that does not block the loop."""
 
@@ -133,12 +156,22 @@ class OnLoop(Serving):
             )
 
     def server_close(self) -> None:
-        """Close the server, which ends its requests, and wait until they have ended (`block_on_close`)."""
-        if self._portico_loop is not None:
-            self._portico_stop()
+        """Close the server, then wait for its requests (`block_on_close`).
+
+        They have `drain_timeout` seconds, idle ones none; then each is ended where it waits. In the loop's own thread
+        nothing can be waited for: there it only begins.
+        """
         super().server_close()
-        for requests in self._portico_requests_so_far:
-            requests.close_now(wait=self.block_on_close)
+        self._portico_end_listener()
+        waits = self.block_on_close and not self.daemon_threads
+        if waits and self._portico_lifecycle.runs_here:
+            self.request_drain()
+            return
+        self._portico_end_requests(wait=waits)
+        drain = self._portico_drain
+        if waits and (drain is None or not drain.report.stuck):
+            for requests in self._portico_requests_so_far:
+                requests.wait_in_thread(_LEFT_BEHIND)
 
     # -- for the ways to run to say
 
@@ -156,11 +189,35 @@ class OnLoop(Serving):
         """The socket that a handler gets, of a descriptor that is its own from here on."""
         raise NotImplementedError
 
+    def _portico_start_goodbye(self, connection: Connection) -> None:
+        """Have `connection.handler.goodbye()` run on the loop, and `connection.shut` after it. In the loop's thread."""
+        raise NotImplementedError
+
+    # -- limits and the end
+
+    def _portico_make_timers(self, found: Any, connections: Connections) -> Any:
+        return _Timers(found, connections, self)
+
+    def _portico_runners(self) -> list[Any]:
+        return [runner for requests in self._portico_requests_so_far for runner in requests.running()]
+
+    def _portico_cut(self, connection: Connection) -> None:
+        """Shut the connection down; where that is to end its request as well, that ends where it waits."""
+        super()._portico_cut(connection)
+        if connection.reason is EndReason.CUT:  # which is said to all of them
+            for requests in self._portico_requests_so_far:
+                requests.close_now()
+        elif connection.reason is EndReason.CLOSED and connection.runner is not None:
+            self._portico_requests.soon(partial(self._portico_cancel, connection.runner))
+
+    def _portico_say_goodbye(self, connection: Connection) -> None:
+        self._portico_requests.soon(partial(self._portico_start_goodbye, connection))
+
     # -- what the engine asks and tells
 
     def _portico_suited(self, engine: AsyncioLoop, request: Any) -> Any:
         """The request with a socket that leaves the loop alone. What is no plain socket (TLS, an object) stays."""
-        if type(request) is socket.socket:
+        if type(request) in _PLAIN:
             return self._portico_taken_over(engine, request)
         if isinstance(request, tuple) and len(request) == 2 and isinstance(request[1], socket.socket):
             if self._portico_answering is None:
@@ -172,8 +229,13 @@ class OnLoop(Serving):
 
     def _portico_taken_over(self, engine: AsyncioLoop, sock: socket.socket) -> socket.socket:
         timeout = sock.gettimeout()
+        connection = self._portico_connections.of(sock)
+        if isinstance(sock, MeteredSocket):
+            sock.connection = None  # it goes on
         sock_on_loop = self._portico_make_socket(engine, int(sock.family), int(sock.type), sock.proto, sock.detach())
         sock_on_loop.settimeout(timeout)
+        if connection is not None:
+            connection.follow(sock_on_loop)
         return sock_on_loop
 
     async def _portico_run_alone(self, request: Any, client_address: Any) -> None:
@@ -216,10 +278,34 @@ class OnLoop(Serving):
         if self._portico_loop is loop:
             sock = getattr(self, "socket", None)
             if isinstance(sock, ServerSocket):
-                sock.make_connection = socket.socket
+                sock.make_connection = connection_class(int(sock.family))
             if self._portico_engine is not None:
                 self._portico_leave()
         super()._portico_serving_ended(loop)
 
     def _portico_tell_of_abandoned(self, number: int) -> None:
         logs.emit(self, RequestsAbandoned(number))
+
+
+class _Timers:
+    """Enforces time limits by the loop's own timers, as long as a request runs there."""
+
+    def __init__(self, limits: Any, connections: Connections, server: OnLoop) -> None:
+        self.keeper = Timekeeper(limits, connections, self._sooner)
+        self._server = server
+        self._handle: asyncio.TimerHandle | None = None
+
+    def close(self) -> None:
+        """The loop forgets its timer when it is closed, or finds nothing to look at."""
+
+    def _sooner(self) -> None:
+        if self._server._portico_engine is not None:
+            self._server._portico_requests.soon(self._look)
+
+    def _look(self) -> None:
+        if self._handle is not None:
+            self._handle.cancel()
+            self._handle = None
+        wait = self.keeper.look()
+        if wait is not None:
+            self._handle = self._server._portico_requests.later(wait, self._look)

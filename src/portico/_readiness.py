@@ -15,6 +15,8 @@ import threading
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
+from ._meters import Metered
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
@@ -60,7 +62,7 @@ class FutureWaiter:
         return True
 
 
-class Watched(socket.socket):
+class Watched(Metered, socket.socket):
     """A non-blocking socket with a memory of what is ready, and of who waits for it.
 
     `_readable` and `_writable` say that a call is worth a try; they start out true. Only the loop's thread may make
@@ -69,7 +71,8 @@ class Watched(socket.socket):
     """
 
     __slots__ = (
-        "_edges", "_ended", "_patience", "_readable", "_readers", "_readiness", "_since", "_writable", "_writers"
+        "_edges", "_ended", "_patience", "_readable", "_readers", "_readiness", "_since", "_writable", "_writers",
+        "connection",
     )  # fmt: skip
 
     _readiness: Readiness | None
@@ -86,6 +89,7 @@ class Watched(socket.socket):
         else:
             super().__init__(family, type, proto, fileno)
         _Socket.setblocking(self, False)
+        self.connection = None
         self._readiness = readiness
         self._readable = self._writable = True
         self._ended = False
@@ -167,12 +171,15 @@ class Watched(socket.socket):
         self._changed()
 
     def _real_close(self, _ss: Any = None) -> None:
+        connection = None if self.connection is None else self._leaves()
         if self._edges and self._readiness is not None:
             self._edges = 0
             self._readiness.close_socket(self)
         else:
             _Socket.close(self)
         self._changed()
+        if connection is not None:
+            connection.socket_closed()
 
     def _changed(self) -> None:
         """By our own doing, in whatever thread: wake whoever waits, or may be about to, seen from another thread."""
@@ -181,6 +188,9 @@ class Watched(socket.socket):
             self._wake()
 
     def detach(self) -> int:
+        if self.connection is not None:
+            self.connection.socket_detached(self)
+            self._leaves()
         self._forget()
         descriptor = super().detach()
         self._wake()

@@ -10,13 +10,15 @@ from __future__ import annotations
 
 import contextvars
 import socket as _socket
+import sys
+import weakref
 
 from . import _handler_kinds, _sockets, logs, settings
 from ._acceptor import Acceptor, serve
 from ._loop import Loop, selector_class
-from ._system import System
-from .errors import Overloaded
-from .lifecycle import LOOP_ENDED, HookFailed, Lifecycle, State, StopFlag
+from ._managed import Managed
+from .errors import Overloaded, is_disconnect
+from .lifecycle import LOOP_ENDED, EndReason, HookFailed, Lifecycle, StateChanged, StopFlag
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -24,11 +26,14 @@ if TYPE_CHECKING:
     from typing import Any, Self
 
     from ._background import Background
+    from .lifecycle import State
 
-__all__ = ["Serving", "end_request", "request_context", "serve_together"]
+__all__ = ["Serving", "end_request", "note_failure", "request_context", "request_failed", "serve_together", "teller"]
+
+_REFUSALS = {EndReason.REFUSED: "verify_request", EndReason.OVERLOADED: "overloaded"}
 
 
-class Serving:
+class Serving(Managed):
     """The part of a server that a loop sees. Mixed into `BaseServer` and into the ways to run that bring a loop."""
 
     stdlib_compat: bool = settings.STDLIB_COMPAT.default
@@ -36,9 +41,6 @@ class Serving:
     accept_pause: float = settings.ACCEPT_PAUSE.default
     accept_pause_max: float = settings.ACCEPT_PAUSE_MAX.default
 
-    _portico_system = System()
-    _portico_loop: Any = None
-    """Whoever waits for this server's requests while it serves; at the least it can `wake`."""
     _portico_ticks = False
     """Whether the loop has to call `service_actions`, after every turn and every `poll_interval` seconds."""
     _portico_may_sleep = True
@@ -48,6 +50,8 @@ class Serving:
     _portico_handlers_are_async = False
     _portico_taken = 0
     """How many requests `get_request` has returned."""
+    _portico_enter: Callable[[Any, Any, Any], bool] | None = None
+    """Asked before a request counts, if anybody has to be: every connection's, a datagram's where there are rules."""
     _BaseServer__shutdown_request = StopFlag()
 
     if TYPE_CHECKING:
@@ -59,6 +63,8 @@ class Serving:
         process_request: Callable[[Any, Any], None]
         finish_request: Callable[[Any, Any], None]
         handle_error: Callable[[Any, Any], None]
+        shutdown_request: Callable[[Any], None]
+        close_request: Callable[[Any], None]
         fileno: Callable[[], int]
         server_close: Callable[[], None]
 
@@ -73,6 +79,19 @@ class Serving:
         """
         serve_together([self], poll_interval)
 
+    def run(self) -> int:
+        """Serve, in the main thread, until SIGINT or SIGTERM, then drain. Returns the exit status for the process.
+
+        That is 0 after a clean drain and 3 if connections had to be cut. After a signal, `grace` seconds long clients
+        are still accepted; a second signal cuts at once. Handlers for both signals are put back as they were. What is
+        stuck even then, in a thread that nothing can end, ends with the process: status 3.
+        """
+        from ._running import StopsOnSignals  # only now: `import portico` is to stay cheap
+
+        with StopsOnSignals([self]) as signals:
+            signals.serve(serve_together)
+        return signals.status
+
     def shutdown(self) -> None:
         """End the loop, and wait until it has ended, unless this is the loop's own thread.
 
@@ -82,7 +101,7 @@ class Serving:
         """
         lifecycle = self._portico_lifecycle
         with lifecycle.lock:
-            if lifecycle.state is State.STOPPED:
+            if lifecycle.is_over:
                 return
             self._portico_stop()
             run = lifecycle.run if lifecycle.runs_in_another_thread else None
@@ -117,22 +136,33 @@ class Serving:
             return error
         self._portico_taken += 1
         try:
+            if self._portico_enter is not None and not self._portico_enter(self, request, client_address):
+                return True
             if self.verify_request(request, client_address):
                 self.process_request(request, client_address)
             else:
-                end_request(self, request)
+                self._portico_refuse(request, client_address, EndReason.REFUSED)
         except Overloaded as error:
-            end_request(self, request)
+            self._portico_refuse(request, client_address, EndReason.OVERLOADED)
             return error
         except Exception:
             try:
-                self.handle_error(request, client_address)
+                request_failed(self, request, client_address)
             finally:
                 end_request(self, request)
         except BaseException:
             end_request(self, request)
             raise
         return True
+
+    def _portico_refuse(self, request: Any, client_address: Any, reason: EndReason) -> None:
+        """End a request that was let in, and then could not or should not be run."""
+        connections = self._portico_connections
+        connections.refuse(self, _REFUSALS[reason], client_address)
+        connection = connections.of(request)
+        if connection is not None:
+            connection.failed(reason)
+        end_request(self, request)
 
     def _portico_overridden(self, name: str) -> bool:
         """Whether a hook is somebody else's: neither Portico's own nor the standard library's."""
@@ -170,14 +200,17 @@ class Serving:
         state = vars(self).get(LOOP_ENDED)
         if not isinstance(state, Lifecycle):
             # By setdefault, so that of two threads that come here at once both get the same.
-            state = vars(self)[LOOP_ENDED] = vars(self).setdefault("_portico_own_lifecycle", Lifecycle())
+            own = vars(self).setdefault("_portico_own_lifecycle", Lifecycle(teller(self)))
+            state = vars(self)[LOOP_ENDED] = own
         return state
 
     def _portico_serving_begins(self, loop: Any) -> None:
         self._portico_check_handler(getattr(self, "RequestHandlerClass", None))
         if not self._BaseServer__shutdown_request and self.fileno() < 0:
             raise ValueError(f"cannot serve: the socket of this {type(self).__name__} is closed")
+        self._portico_prepare()
         self._portico_lifecycle.clear()
+        self._portico_drain = None
         self._portico_loop = loop
         self._portico_wait_to_take(False)
         sock = getattr(self, "socket", None)
@@ -187,6 +220,15 @@ class Serving:
             sock.on_close, sock.on_detach = self._portico_stop, self._portico_look_often
         else:
             self._portico_ticks = True
+
+    def _portico_prepare(self) -> None:
+        """Read the limits, and note whom to ask before a request is run."""
+        self._portico_refresh()
+        connections = self._portico_connections
+        if self._portico_has_streams:
+            self._portico_enter = connections.enter
+        else:
+            self._portico_enter = connections.enter_datagram if self._portico_limited else None
 
     def _portico_look_often(self) -> None:
         """The listener's descriptor has gone to another object, as with TLS: one that will not tell of its closing."""
@@ -209,12 +251,31 @@ class Serving:
             lifecycle.set()
 
 
+def request_failed(server: Any, request: Any, client_address: Any) -> None:
+    """`server.handle_error(...)`, with the failure noted. Inside the `except` block."""
+    server._portico_connections.datagrams_failed += type(request) is tuple
+    note_failure(server, request)
+    server.handle_error(request, client_address)
+
+
+def note_failure(server: Any, request: Any) -> None:
+    """Note, inside an `except` block, that a connection has failed, or that its peer has left."""
+    connection = server._portico_connections.of(request)
+    if connection is not None and connection.reason is None:
+        left = is_disconnect(sys.exception(), request)
+        connection.reason = EndReason.PEER_LEFT if left else EndReason.FAILED
+
+
 def end_request(server: Any, request: Any) -> None:
     """`server.shutdown_request(request)`, but never raising and always closing, whatever an override does.
 
     The server may be the standard library's, under one of our mix-ins.
     """
+    connections = server._portico_connections
+    connection = connections.of(request)
     try:
+        if connection is not None:
+            connection.settle()
         server.shutdown_request(request)
     except Exception as error:
         logs.emit(server, HookFailed("shutdown_request", error))
@@ -223,6 +284,23 @@ def end_request(server: Any, request: Any) -> None:
         except Exception:
             if isinstance(request, _socket.socket):
                 request.close()
+    finally:
+        if connection is not None:
+            connections.end(connection)
+        else:
+            connections.end_datagram(request)
+
+
+def teller(server: Any) -> Callable[[State, State], None]:
+    """What a server's lifecycle tells its changes to. It does not keep the server alive."""
+    known = weakref.ref(server)
+
+    def tell(before: State, after: State) -> None:
+        found = known()
+        if found is not None:
+            logs.emit(found, StateChanged(before, after))
+
+    return tell
 
 
 def request_context(server: object) -> contextvars.Context:

@@ -15,6 +15,7 @@ from array import array  # socket has loaded it anyway
 from collections import namedtuple
 
 from . import _addresses
+from ._meters import CountedSocket, MeteredSocket, kernel_counts_family
 from .errors import AddressError, SettingError, UnavailableError
 
 TYPE_CHECKING = False
@@ -31,6 +32,7 @@ __all__ = [
     "ServerSocket",
     "bind",
     "can_take_without_waiting",
+    "connection_class",
     "existing",
     "is_listening",
     "is_usable",
@@ -55,6 +57,11 @@ class Credentials(namedtuple("Credentials", ["pid", "uid", "gid"])):
     __slots__ = ()
 
 
+def connection_class(family: int) -> type[MeteredSocket]:
+    """What the blocking ways to run give their handlers: a socket of which is known what goes over it."""
+    return MeteredSocket if kernel_counts_family(family) else CountedSocket
+
+
 class ServerSocket(socket.socket):
     """A server's own socket. Closing it ends the loop that waits on it, through `on_close`.
 
@@ -70,7 +77,7 @@ class ServerSocket(socket.socket):
         self.on_close: Callable[[], object] | None = None
         self.on_detach: Callable[[], object] | None = None
         self.detached = False
-        self.make_connection: Callable[..., socket.socket] = socket.socket
+        self.make_connection: Callable[..., socket.socket] = connection_class(int(self.family))
 
     def accept(self) -> tuple[socket.socket, Any]:
         """`socket.accept`, but without turning numbers into enums and back for every connection.

@@ -44,12 +44,16 @@ class System:
         """How many threads this process has, as far as Python knows."""
         return threading.active_count()
 
-    def reaped(self, pid: int, *, block: bool = False) -> bool:
-        """Whether the child `pid` is gone for good: waited for now, or by somebody else before."""
+    def exit_status(self, pid: int, *, block: bool = False) -> int | None:
+        """How the child `pid` has ended: its exit status, or minus the signal's number. None while it runs.
+
+        0 if somebody else has waited for it. With `block` its end is waited for.
+        """
         try:
-            return os.waitpid(pid, 0 if block else os.WNOHANG)[0] == pid
+            found, status = os.waitpid(pid, 0 if block else os.WNOHANG)
         except ChildProcessError:
-            return True
+            return 0
+        return os.waitstatus_to_exitcode(status) if found == pid else None
 
     def pidfd(self, pid: int) -> int | None:
         """A descriptor that becomes readable when the child ends; None where there is none to be had."""

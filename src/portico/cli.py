@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
-import signal
 import sys
 from contextlib import ExitStack
 
@@ -18,6 +17,7 @@ from . import _program, _sockets, presets, servers, settings
 from ._addresses import describe, parse
 from ._base import BaseServer
 from ._install import install
+from ._running import StopsOnSignals
 from ._serving import serve_together
 from ._system import System
 from .errors import PorticoError
@@ -25,8 +25,7 @@ from .errors import PorticoError
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
-    from types import FrameType
-    from typing import Any, NoReturn
+    from typing import Any
 
 __all__ = ["main"]
 
@@ -95,14 +94,14 @@ def _serve(options: argparse.Namespace) -> int:
     if unused:
         raise CommandError(f"--set {', '.join(sorted(unused))}: none of the servers asked for has such a setting")
     running: list[BaseServer[Any]] = []
-    with _StopsOnSignals(running), ExitStack() as stack:
+    with StopsOnSignals(running, last=True) as signals, ExitStack() as stack:
         for address in options.addresses:
             running.append(stack.enter_context(_server(address, handler, options.concurrency, values)))
             _refuse_the_same_socket(running, address)
         for server in running:
             print(f"serving {options.handler} on {describe(server.socket)}", flush=True)
-        serve_together(running)
-    return 0
+        signals.serve(serve_together)
+    return signals.status
 
 
 def _handler(name: str) -> Any:
@@ -180,58 +179,6 @@ def _refuse_the_same_socket(running: Sequence[BaseServer[Any]], address: str) ->
     if any(other.fileno() == newest.fileno() for other in others):
         newest.socket.detach()  # the other's to close
         raise CommandError(f"{address} names a socket that another address has named already")
-
-
-class _StopsOnSignals:
-    """SIGINT and SIGTERM shut the servers down while the block lasts; the handlers before are put back after it.
-
-    Not if a signal has ended it: the process is about to end, and a second signal must not find it half gone.
-    Requests may then come to their end. A second signal ends them, and the process, at once and wherever it waits.
-    """
-
-    def __init__(self, running: Sequence[BaseServer[Any]], system: System | None = None) -> None:
-        self._servers = running
-        self._system = system or System()
-        self._pid = self._system.pid()
-        self._before: dict[int, Any] = {}
-        self._stopping = False
-
-    def __enter__(self) -> None:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._before[number] = self._system.on_signal(number, self._stop)
-
-    def __exit__(self, *exc: object) -> None:
-        for number, handler in self._before.items():
-            self._system.on_signal(number, signal.SIG_IGN if self._stopping else handler)
-
-    def _stop(self, number: int, frame: FrameType | None) -> None:
-        if self._system.pid() != self._pid:
-            self._in_child(number)
-        elif self._stopping:
-            self._cut()
-        else:
-            self._stopping = True
-            for server in self._servers:
-                server.shutdown()
-
-    def _cut(self) -> NoReturn:
-        """End the requests that still run: children by SIGTERM, all else with this process. Exit status 3."""
-        for server in self._servers:
-            for pid in getattr(server, "active_children", None) or ():
-                try:
-                    self._system.signal_child(pid, signal.SIGTERM)
-                except ProcessLookupError:  # it has ended just now
-                    continue
-        print(
-            "portico: told twice to stop; requests that were still running have been cut", file=sys.stderr, flush=True
-        )
-        sys.stdout.flush()
-        self._system.exit_at_once(3)
-
-    def _in_child(self, number: int) -> None:
-        """A terminal sends Ctrl-C to children, too: they may end their requests. SIGTERM is meant for the child."""
-        if number == signal.SIGTERM:
-            self._system.exit_at_once(128 + number)
 
 
 # -- portico run

@@ -6,25 +6,24 @@ Children are waited for one by one, by their own pid: those that the program sta
 from __future__ import annotations
 
 import os
-import select
+import signal
 import socket
+import sys
 
 from . import logs, settings
-from ._base import BaseServer
-from ._system import System
-from .errors import Overloaded
-from .lifecycle import STOP_FLAG, ForkedWithThreads, HookFailed
+from ._children import ChildWatch
+from ._meters import Metered
+from ._serving import Serving
+from .errors import Overloaded, is_disconnect
+from .lifecycle import STOP_FLAG, EndReason, ForkedWithThreads, HookFailed
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from typing import Any, Final, NoReturn
 
+    from ._connection import Connection
+    from ._connections import Connections
     from ._loop import Loop
-
-    _Base = BaseServer[Any]
-else:
-    _Base = object
 
 __all__ = ["ForkingMixIn"]
 
@@ -32,9 +31,21 @@ _close: Final = os.close
 _detach: Final = socket.SocketType.detach
 # Seconds between two looks for a free child, where no loop of ours can wait for one.
 _LOOK_AGAIN = 0.05
+# Seconds that the loop has to end before its children are reaped from another thread.
+_LOOP_ENDS = 1.0
+_FAILED, _PEER_LEFT = 1, 3
+_REASONS: Final = {0: EndReason.DONE, _FAILED: EndReason.FAILED, _PEER_LEFT: EndReason.PEER_LEFT}
 
 
-class ForkingMixIn(_Base):
+class _Served:
+    """What the parent knows of its children: whose connection each one serves, and which have been told to end."""
+
+    def __init__(self) -> None:
+        self.connections: dict[int, Connection] = {}
+        self.terminated: set[int] = set()
+
+
+class ForkingMixIn(Serving):
     """Mix-in that runs every request in a process of its own: `class Server(ForkingMixIn, TCPServer): pass`.
 
     With `max_children` of them running, clients wait in the backlog. Best served from the only thread of a process:
@@ -46,8 +57,10 @@ class ForkingMixIn(_Base):
     max_children: int = settings.MAX_CHILDREN.default
     block_on_close: bool = settings.BLOCK_ON_CLOSE.default
 
-    _portico_system = System()
-    _portico_child_watch: _ChildWatch | None = None
+    _portico_waits_on_close = True
+    _portico_keeps = False
+    """Whether the parent keeps its copy of a connection until the child has ended."""
+    _portico_child_watch: ChildWatch | None = None
     _portico_looked_for_threads = False
     _portico_warned_of_threads = False
 
@@ -67,13 +80,19 @@ class ForkingMixIn(_Base):
             self.active_children = set()
         self.active_children.add(pid)
         self._portico_may_sleep = False
+        connection = self._portico_connections.of(request)
+        if connection is not None:
+            connection.runner = pid
+            self._portico_served.connections[pid] = connection
+            if self._portico_keeps:
+                connection.kept = request
+                return
         self.close_request(request)
 
     def collect_children(self, *, blocking: bool = False) -> None:
         """Reap the children that have ended; with `blocking`, wait for all of them. Never anybody else's."""
         for pid in tuple(self.active_children or ()):
-            if self._portico_system.reaped(pid, block=blocking):
-                self._portico_forget(pid)
+            self._portico_reap_child(pid, block=blocking)
 
     def ready_to_accept(self) -> bool:
         """Whether another child may be started (`max_children`)."""
@@ -92,12 +111,16 @@ class ForkingMixIn(_Base):
         self.collect_children()
 
     def server_close(self) -> None:
-        """Close the server, then wait for its children (`block_on_close`), without a deadline."""
+        """Close the server, then wait for its children (`block_on_close`).
+
+        They have `drain_timeout` seconds, those known to be idle none; then they are ended, by SIGTERM and SIGKILL.
+        """
         super().server_close()
-        if getattr(self, "_portico_loop", None) is not None:
+        if self._portico_loop is not None:
             # The loop reaps, too, and in its own thread: let it end first. Not by an override that closes as well.
-            BaseServer.shutdown(self)
-        self.collect_children(blocking=self.block_on_close)
+            Serving.shutdown(self)
+        self.collect_children()
+        self._portico_end_requests(wait=self.block_on_close)
         self._portico_end_watch()
 
     # -- in the parent
@@ -124,9 +147,7 @@ class ForkingMixIn(_Base):
     def _portico_watch(self, children: set[int]) -> bool:
         """Watch those children that are not watched yet; whether all of them are."""
         if self._portico_child_watch is None:
-            self._portico_child_watch = _ChildWatch(
-                getattr(self, "_portico_loop", None), self._portico_system, self._portico_reap
-            )
+            self._portico_child_watch = ChildWatch(self._portico_loop, self._portico_system, self._portico_reap_child)
         unseen = [pid for pid in children if not self._portico_child_watch.add(pid)]
         return not unseen
 
@@ -135,15 +156,23 @@ class ForkingMixIn(_Base):
             self._portico_child_watch.close()
             self._portico_child_watch = None
 
-    def _portico_reap(self, pid: int) -> None:
-        if self._portico_system.reaped(pid):
-            self._portico_forget(pid)
-
-    def _portico_forget(self, pid: int) -> None:
+    def _portico_reap_child(self, pid: int, *, block: bool = False) -> None:
+        status = self._portico_system.exit_status(pid, block=block)
+        if status is None:
+            return
         if self.active_children is not None:
             self.active_children.discard(pid)
         if self._portico_child_watch is not None:
             self._portico_child_watch.remove(pid)
+        self._portico_served.terminated.discard(pid)
+        connection = self._portico_served.connections.pop(pid, None)
+        if connection is not None:
+            connection.settle()
+            if connection.kept is not None:
+                self.close_request(connection.kept)
+            self._portico_connections.end(
+                connection, _REASONS.get(status, EndReason.FAILED if status >= 0 else EndReason.KILLED)
+            )
 
     def _portico_wait_for_room(self) -> None:
         """Wait until a child may be started, where nobody asked `ready_to_accept` before taking the request.
@@ -164,6 +193,59 @@ class ForkingMixIn(_Base):
             self._portico_warned_of_threads = True
             logs.emit(self, ForkedWithThreads(others))
 
+    # -- limits and the end
+
+    @property
+    def _portico_served(self) -> _Served:
+        known: _Served = vars(self).setdefault("_portico_own_served", _Served())
+        return known
+
+    def _portico_refresh(self) -> None:
+        super()._portico_refresh()
+        # Only then: a connection is not closed before the last copy is, and its child may want to close it earlier.
+        says_goodbye = hasattr(self.RequestHandlerClass, "goodbye")
+        self._portico_keeps = says_goodbye or self.access_log is not None or self._portico_timers is not None
+
+    def _portico_make_timers(self, found: Any, connections: Connections) -> Any:
+        """The loop looks itself: a process that forks had better have no other thread."""
+        from ._timekeeper import LoopTimers
+
+        timers = LoopTimers(found, connections)
+        self._portico_look = timers.keeper.look
+        return timers
+
+    def _portico_runners(self) -> list[Any]:
+        return list(self.active_children or ())
+
+    def _portico_reap(self) -> None:
+        if not self._portico_lifecycle.runs_in_another_thread:
+            self.collect_children()
+
+    def _portico_end_listener(self) -> None:
+        super()._portico_end_listener()
+        if self._portico_lifecycle.runs_in_another_thread:
+            self._portico_lifecycle.run.wait(_LOOP_ENDS)  # which reaps, too
+
+    def _portico_cut(self, connection: Connection) -> None:
+        """Shut the connection down; where that is to end the child as well, by SIGTERM, and SIGKILL the second time."""
+        super()._portico_cut(connection)
+        pid = connection.runner
+        if connection.reason not in (EndReason.CUT, EndReason.CLOSED) or pid not in (self.active_children or ()):
+            return
+        told = pid in self._portico_served.terminated
+        self._portico_served.terminated.add(pid)
+        self._portico_signal(pid, signal.SIGKILL if told else signal.SIGTERM)
+
+    def _portico_say_goodbye(self, connection: Connection) -> None:
+        """The child says it, in a signal handler of its own (`_portico_run_child`)."""
+        self._portico_signal(connection.runner, signal.SIGTERM)
+
+    def _portico_signal(self, pid: int, number: int) -> None:
+        try:
+            self._portico_system.signal_child(pid, number)
+        except ProcessLookupError:  # it has ended just now
+            return
+
     # -- in the child
 
     def _portico_run_child(self, request: Any, client_address: Any) -> NoReturn:
@@ -173,8 +255,14 @@ class ForkingMixIn(_Base):
         datagram server's socket stays: it is part of the request. One function, few objects, and `detach` the C type's
         own: each page that a child writes to is a fault (measured: spread over more functions, 15 of 265 more).
         """
-        status = 1
+        status = _FAILED
+        connection = request.connection if isinstance(request, Metered) else None
         try:
+            if connection is not None:
+                if self._portico_keeps and hasattr(self.RequestHandlerClass, "goodbye"):
+                    self._portico_hear_of_goodbye(connection)
+                else:
+                    request.connection = None  # whose end is the parent's to tell
             if not getattr(self, "stdlib_compat", False):
                 kept = request[-1] if type(request) is tuple else request
                 loop: Loop | None = getattr(self, "_portico_loop", None)
@@ -187,6 +275,7 @@ class ForkingMixIn(_Base):
             self.finish_request(request, client_address)
             status = 0
         except Exception:
+            status = _PEER_LEFT if is_disconnect(sys.exception(), request) else _FAILED
             self.handle_error(request, client_address)
         finally:
             try:
@@ -196,55 +285,20 @@ class ForkingMixIn(_Base):
             finally:
                 self._portico_system.exit_at_once(status)
 
+    def _portico_hear_of_goodbye(self, connection: Connection) -> None:
+        """In the child: SIGTERM, from the parent, is the time to say goodbye.
 
-class _ChildWatch:
-    """Sees children end, by a pidfd each (pidfd_open(2)), and calls `ended` from the loop.
+        Runs where Python runs signal handlers.
+        """
+        connection.runner = self._portico_system.pid()
 
-    All of them are in one epoll set, so that a child costs two system calls and none of the selector's bookkeeping.
-    A forked child shares that set with its parent, and leaves it alone.
-    """
+        def say_goodbye(number: int, frame: object) -> None:
+            try:
+                connection.handler.goodbye()
+            except OSError:  # the peer has left
+                pass
+            except Exception as error:
+                logs.emit(self, HookFailed("goodbye", error))
+            connection.shut(socket.SHUT_RD)
 
-    def __init__(self, loop: Loop | None, system: System, ended: Callable[[int], None]) -> None:
-        self._loop = loop
-        self._system = system
-        self._owner = system.pid()
-        self._ended = ended
-        self._pids: dict[int, int] = {}
-        self._descriptors: dict[int, int] = {}
-        self._set = None if loop is None else system.descriptor_set()
-        if loop is not None and self._set is not None:
-            loop.watch(self._set, self._look)
-
-    def add(self, pid: int) -> bool:
-        """Watch a child; False if the loop will not be told of its end."""
-        if pid in self._descriptors:
-            return True
-        descriptor = None if self._set is None else self._system.pidfd(pid)
-        if descriptor is None or self._set is None:
-            return False
-        self._descriptors[pid] = descriptor
-        self._pids[descriptor] = pid
-        self._set.register(descriptor, select.EPOLLIN)
-        return True
-
-    def remove(self, pid: int) -> None:
-        descriptor = self._descriptors.pop(pid, None)
-        if descriptor is not None and self._set is not None and self._is_ours():
-            del self._pids[descriptor]
-            self._set.unregister(descriptor)  # closing would not: younger children hold copies (epoll(7), Q6)
-            os.close(descriptor)
-
-    def close(self) -> None:
-        for pid in tuple(self._descriptors):
-            self.remove(pid)
-        if self._loop is not None and self._set is not None and self._is_ours():
-            self._loop.unwatch(self._set.fileno())
-            self._set.close()
-
-    def _is_ours(self) -> bool:
-        return self._system.pid() == self._owner
-
-    def _look(self) -> None:
-        if self._set is not None:
-            for pid in [self._pids[descriptor] for descriptor, _ in self._set.poll(0)]:
-                self._ended(pid)
+        self._portico_system.on_signal(signal.SIGTERM, say_goodbye)

@@ -20,16 +20,18 @@ from typing import TYPE_CHECKING, Any
 from greenlet import GreenletExit
 
 from . import logs, settings
-from ._green_sockets import GreenSocket
+from ._green_sockets import CountedGreenSocket, GreenSocket
 from ._hub import Expired, GreenThread, Hub, current
+from ._meters import kernel_counts_family
 from ._on_loop import OnLoop
-from ._serving import end_request, request_context
+from ._serving import end_request, request_context, request_failed
 from ._watchdog import Watchdog
 from .lifecycle import HookFailed
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
 
+    from ._connection import Connection
     from ._engine import AsyncioLoop
 
 __all__ = ["GreenMixIn", "GreenSocket", "GreenThread", "connect", "in_thread", "sleep", "spawn", "timeout", "wait_for"]
@@ -47,13 +49,15 @@ class GreenMixIn(OnLoop):
 
     blocking_warning: float | None = settings.BLOCKING_WARNING.default
 
+    _portico_requests_hub: Hub | None = None
+
     def process_request_thread(self, request: Any, client_address: Any) -> None:
         """What the green thread runs: the request, its errors and its end."""
         try:
             self.finish_request(request, client_address)
         except (Exception, asyncio.CancelledError):  # of something awaited, which is not this thread
             try:
-                self.handle_error(request, client_address)
+                request_failed(self, request, client_address)
             except Exception as error:
                 logs.emit(self, HookFailed("handle_error", error))
         finally:
@@ -69,8 +73,19 @@ class GreenMixIn(OnLoop):
     def _portico_start(self, engine: AsyncioLoop, request: Any, client_address: Any) -> Awaitable[object]:
         job = self.process_request_thread, request, client_address
         thread: GreenThread = engine.share.hub.request(self._portico_requests, request_context(self), job)
+        connection = self._portico_connections.of(request)
+        if connection is not None:
+            connection.runner = thread
         thread.start()
         return thread
+
+    def _portico_start_goodbye(self, connection: Connection) -> None:
+        hub = self._portico_requests_hub
+        if hub is None or connection.handler is None:
+            return
+        thread = GreenThread(hub)
+        thread.prepare(self._portico_requests, request_context(self), (_say_goodbye, self, connection))
+        thread.start(soon=True)
 
     def _portico_cancel(self, request: GreenThread) -> None:
         request.interrupt(GreenletExit())
@@ -78,7 +93,8 @@ class GreenMixIn(OnLoop):
     def _portico_make_socket(
         self, engine: AsyncioLoop, family: int, kind: int, proto: int, descriptor: int
     ) -> GreenSocket:
-        return GreenSocket(family, kind, proto, descriptor, hub=engine.share.hub)
+        kind_of_socket = GreenSocket if kernel_counts_family(family) else CountedGreenSocket
+        return kind_of_socket(family, kind, proto, descriptor, hub=engine.share.hub)
 
     def _portico_join(self, engine: AsyncioLoop) -> None:
         super()._portico_join(engine)
@@ -86,6 +102,7 @@ class GreenMixIn(OnLoop):
         if share.hub is None:
             share.hub = Hub(engine.loop, engine.readiness)
             share.closing.callback(share.hub.close)
+        self._portico_requests_hub = share.hub
         if not self.blocking_warning:
             return
         if share.hub.watchdog is None:
@@ -93,6 +110,17 @@ class GreenMixIn(OnLoop):
             share.hub.watchdog.start()
             share.closing.callback(share.hub.watchdog.stop)
         share.hub.watchdog.watch(self.blocking_warning)
+
+
+def _say_goodbye(server: GreenMixIn, connection: Connection) -> None:
+    try:
+        connection.handler.goodbye()
+    except OSError:  # the peer has left
+        pass
+    except Exception as error:
+        logs.emit(server, HookFailed("goodbye", error))
+    finally:
+        connection.shut(socket.SHUT_RD)
 
 
 # -- for handlers

@@ -1,11 +1,11 @@
-"""The life of a server, and what it has to tell: states, the transitions between them, and typed events.
+"""The life of a server: its states and the transitions between them. What it has to tell on its way is `events`'.
 
-Pure rules: nothing here touches a socket, a clock or a log. `servers` moves the state, `logs` turns the events into
-records.
+Pure rules: nothing here touches a socket, a clock or a log. `_serving` and `_drain` move the state.
 
-    NEW ──start──▶ SERVING ──end──▶ STOPPED ──start──▶ SERVING ...
-
-Whether a server is closed is not kept here: its socket knows, and a user may close one and put another in its place.
+    NEW ─start─▶ STARTING ─ready─▶ SERVING ◀─suspend/resume─▶ SUSPENDED
+                    ▲                 │ end                        │ end
+                    └────start──── STOPPED ◀───────────────────────┘
+    any of these ─drain─▶ DRAINING ─close─▶ CLOSING ─finish─▶ CLOSED ─start─▶ STARTING (with another socket)
 """
 
 from __future__ import annotations
@@ -13,30 +13,16 @@ from __future__ import annotations
 import threading
 from enum import Enum
 
+from . import events
+from .events import *  # noqa: F403
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any, Final
 
-__all__ = [
-    "LOOP_ENDED",
-    "STOP_FLAG",
-    "AcceptPaused",
-    "AcceptResumed",
-    "Event",
-    "ForkedWithThreads",
-    "HookFailed",
-    "Lifecycle",
-    "ListenerDied",
-    "LoopHeld",
-    "PeerLeft",
-    "RequestFailed",
-    "RequestsAbandoned",
-    "State",
-    "StopFlag",
-    "Verb",
-    "transition",
-]
+__all__ = ["LOOP_ENDED", "STOP_FLAG", "Lifecycle", "State", "StopFlag", "Verb", "transition"]
+__all__ += events.__all__
 
 
 STOP_FLAG: Final = "_BaseServer__shutdown_request"
@@ -51,46 +37,74 @@ class State(Enum):
     """Where a server is in its life."""
 
     NEW = "new"
+    STARTING = "starting"
     SERVING = "serving"
+    SUSPENDED = "suspended"
+    """It serves the connections that it has, and takes no further ones."""
     STOPPED = "stopped"
+    """Its loop has ended; it may be started again."""
+    DRAINING = "draining"
+    """Its listener is closed or about to be, and its connections come to their end."""
+    CLOSING = "closing"
+    CLOSED = "closed"
 
 
 class Verb(Enum):
     """What can happen to it."""
 
     START = "start"
+    READY = "get ready"
+    SUSPEND = "be suspended"
+    RESUME = "resume"
     END = "end"
+    DRAIN = "drain"
+    CLOSE = "close"
+    FINISH = "finish"
 
 
-_TRANSITIONS: Final = {
-    (State.NEW, Verb.START): State.SERVING,
-    (State.STOPPED, Verb.START): State.SERVING,
-    (State.SERVING, Verb.END): State.STOPPED,
-    # An end without a start: programs set the event beforehand so that shutdown() cannot block on the stdlib's module.
-    (State.NEW, Verb.END): State.NEW,
-    (State.STOPPED, Verb.END): State.STOPPED,
-}
+def _table() -> dict[tuple[State, Verb], State]:
+    s, v = State, Verb
+    steps = {
+        (s.NEW, v.START): s.STARTING, (s.STOPPED, v.START): s.STARTING, (s.CLOSED, v.START): s.STARTING,
+        (s.STARTING, v.READY): s.SERVING,
+        (s.SERVING, v.SUSPEND): s.SUSPENDED, (s.SUSPENDED, v.SUSPEND): s.SUSPENDED,
+        (s.SUSPENDED, v.RESUME): s.SERVING, (s.SERVING, v.RESUME): s.SERVING,
+        (s.CLOSING, v.FINISH): s.CLOSED, (s.CLOSED, v.FINISH): s.CLOSED,
+    }  # fmt: skip
+    over = {s.DRAINING, s.CLOSING, s.CLOSED}
+    for state in State:
+        runs = state in (s.STARTING, s.SERVING, s.SUSPENDED)
+        # An end without a start: programs set the event beforehand so that shutdown() cannot block on the stdlib's
+        # module. And a loop may end at any moment of the server's own end.
+        steps[state, v.END] = s.STOPPED if runs else state
+        steps[state, v.DRAIN] = state if state in over else s.DRAINING
+        steps[state, v.CLOSE] = state if state is s.CLOSED else s.CLOSING
+    return steps
+
+
+_TRANSITIONS: Final = _table()
 
 
 def transition(state: State, verb: Verb) -> State:
-    """The state that follows; `RuntimeError` for the one thing that cannot be: to serve twice at once."""
+    """The state that follows; `RuntimeError` for what cannot be, such as to serve twice at once."""
     try:
         return _TRANSITIONS[state, verb]
     except KeyError:
-        raise RuntimeError(f"a {state.value} server cannot {verb.value}: its loop runs in another call") from None
+        why = ": its loop runs in another call" if verb is Verb.START else ""
+        raise RuntimeError(f"a {state.value} server cannot {verb.value}{why}") from None
 
 
 class Lifecycle(threading.Event):
     """A server's state behind the face of `socketserver`'s `_BaseServer__is_shut_down` event.
 
     Programs in the wild carry copies of the stdlib's `serve_forever`, which `clear()` this event when the loop starts
-    and `set()` it when it ends. So these two are the verbs, and a copied loop moves the state as ours does.
+    and `set()` it when it ends. So these two are verbs, and a copied loop moves the state as ours does.
 
     `lock` is held where the state and the wish to stop must change together. It is re-entrant because a signal handler
-    may ask for the end in the middle of any of it, in the same thread.
+    may ask for the end in the middle of any of it, in the same thread. `tell` is called with each change.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, tell: Callable[[State, State], object] | None = None) -> None:
         super().__init__()
         self.lock = threading.RLock()
         self.state = State.NEW
@@ -98,20 +112,37 @@ class Lifecycle(threading.Event):
         self.run = threading.Event()
         """Set when this run, or the last one, is over. Each has one of its own, so that whoever waits for the end of a
         run is not caught by the beginning of the next."""
+        self.running = False
+        self._tell = tell
         self._loop_thread: int | None = None
+
+    def move(self, verb: Verb) -> State:
+        """Take a step; returns the state before it. Raises `RuntimeError` for one that cannot be."""
+        with self.lock:
+            before = self.state
+            self.state = after = transition(before, verb)
+        if after is not before and self._tell is not None:
+            self._tell(before, after)
+        return before
 
     def clear(self) -> None:
         """The loop starts, in this thread. Raises `RuntimeError` if it runs already."""
-        self.state = transition(self.state, Verb.START)
-        self._loop_thread = threading.get_ident()
-        self.run = threading.Event()
-        super().clear()
+        with self.lock:
+            if self.running:
+                raise RuntimeError(f"a {self.state.value} server cannot start: its loop runs in another call")
+            self.move(Verb.START)
+            self.running = True
+            self._loop_thread = threading.get_ident()
+            self.run = threading.Event()
+            super().clear()
+        self.move(Verb.READY)
         if self.on_start is not None:
             self.on_start()
 
     def end(self) -> None:
         """The loop is over: from here on a wish to stop comes too late to mean anything."""
-        self.state = transition(self.state, Verb.END)
+        self.running = False
+        self.move(Verb.END)
 
     def set(self) -> None:
         """The loop has ended, and whoever waits for that may go on."""
@@ -119,6 +150,16 @@ class Lifecycle(threading.Event):
         self._loop_thread = None
         self.run.set()
         super().set()
+
+    @property
+    def is_over(self) -> bool:
+        """Whether a loop has run, and ended."""
+        return not self.running and self.state is not State.NEW
+
+    @property
+    def runs_here(self) -> bool:
+        """Whether this is the thread of the loop that runs."""
+        return self._loop_thread == threading.get_ident()
 
     @property
     def runs_in_another_thread(self) -> bool:
@@ -143,93 +184,3 @@ class StopFlag:
         loop = server._portico_loop
         if value and loop is not None:
             loop.wake()
-
-
-class Event:
-    """Something a server has to tell. All events are handed to `BaseServer.handle_event`.
-
-    Plain classes with slots: `dataclasses` costs 11 ms to import, three times all of `socketserver`.
-    """
-
-    __slots__ = ()
-
-
-class RequestFailed(Event):
-    """A handler, or a hook on its way, raised: a bug, or a fault outside the connection."""
-
-    __slots__ = ("client_address", "error", "request")
-
-    def __init__(self, request: Any, client_address: Any, error: BaseException | None) -> None:
-        self.request = request
-        self.client_address = client_address
-        self.error = error
-
-
-class PeerLeft(RequestFailed):
-    """A request ended because its peer closed, reset or fell silent: nothing to mend here."""
-
-    __slots__ = ()
-
-
-class HookFailed(Event):
-    """An overridable method that must not fail did: `service_actions`, `handle_error`, `shutdown_request` ..."""
-
-    __slots__ = ("error", "hook")
-
-    def __init__(self, hook: str, error: BaseException) -> None:
-        self.hook = hook
-        self.error = error
-
-
-class AcceptPaused(Event):
-    """Requests cannot be taken for now; sent once, however often the pause is repeated."""
-
-    __slots__ = ("error", "seconds")
-
-    def __init__(self, error: BaseException | None, seconds: float) -> None:
-        self.error = error
-        self.seconds = seconds
-
-
-class AcceptResumed(Event):
-    """Requests are taken again after a pause."""
-
-    __slots__ = ()
-
-
-class ListenerDied(Event):
-    """The listener became useless while it was open; the loop ends with `error`."""
-
-    __slots__ = ("error",)
-
-    def __init__(self, error: BaseException) -> None:
-        self.error = error
-
-
-class ForkedWithThreads(Event):
-    """A request was forked off a process that has other threads; sent once a server."""
-
-    __slots__ = ("threads",)
-
-    def __init__(self, threads: int) -> None:
-        self.threads = threads
-
-
-class LoopHeld(Event):
-    """A handler has been holding the event loop for `seconds`, and still does; `stack` is where it is now."""
-
-    __slots__ = ("client_address", "seconds", "stack")
-
-    def __init__(self, client_address: Any, seconds: float, stack: str) -> None:
-        self.client_address = client_address
-        self.seconds = seconds
-        self.stack = stack
-
-
-class RequestsAbandoned(Event):
-    """So many requests of a closing server went on waiting however often they were told to end."""
-
-    __slots__ = ("number",)
-
-    def __init__(self, number: int) -> None:
-        self.number = number

@@ -14,17 +14,24 @@ from __future__ import annotations
 import sys
 
 from . import _sockets
-from .lifecycle import (
+from .events import (
     AcceptPaused,
     AcceptResumed,
+    ConnectionEnded,
+    ConnectionsHigh,
+    ConnectionStarted,
+    Drained,
+    DrainWaiting,
     Event,
     ForkedWithThreads,
     HookFailed,
     ListenerDied,
     LoopHeld,
     PeerLeft,
+    Refused,
     RequestFailed,
     RequestsAbandoned,
+    StateChanged,
 )
 
 TYPE_CHECKING = False
@@ -38,6 +45,7 @@ _DEBUG: Final = 10
 _INFO: Final = 20
 _WARNING: Final = 30
 _ERROR: Final = 40
+_NAMED: Final = 10
 
 
 def emit(server: object, event: Event) -> None:
@@ -87,7 +95,43 @@ def _rendered(event: Event) -> tuple[int, str, BaseException | None]:
             return _WARNING, f"{held}, and everybody else with it:\n{event.stack}", None
         case RequestsAbandoned():
             return _ERROR, f"{event.number} requests catch GreenletExit and go on waiting; they are left behind", None
+    return _rendered_of_connections(event)
+
+
+def _rendered_of_connections(event: Event) -> tuple[int, str, BaseException | None]:
+    match event:
+        case StateChanged():
+            return _DEBUG, f"{event.before.value}, now {event.after.value}", None
+        case ConnectionStarted():
+            return _DEBUG, f"connection {event.connection.id} from {event.connection.client_address}", None
+        case ConnectionEnded():
+            return _DEBUG, f"connection {event.connection.id} has ended: {event.connection.reason.value}", None
+        case Refused():
+            would = "would have been refused" if event.dry_run else "refused"
+            return _DEBUG, f"{event.client_address} {would}: {event.reason}", None
+        case ConnectionsHigh():
+            return _WARNING, f"{event.active} connections are open (connections_alarm, max_connections)", None
+        case DrainWaiting():
+            whom = "\n".join(f"{_whom(connection)}:\n{stack}" for connection, stack in event.waiting)
+            return _WARNING, f"has been waiting {event.seconds:.2g} s for requests to end; the first are\n{whom}", None
+        case Drained() if event.report.cut:
+            whom = ", ".join(_whom(connection) for connection in event.report.cut[:_NAMED])
+            report = event.report
+            return _WARNING, (
+                f"{report.finished} requests have come to their end, {len(report.cut)} have been cut "
+                f"after {report.seconds:.1f} s, {len(report.stuck)} go on all the same: {whom}"
+            ), None  # fmt: skip
+        case Drained():
+            return (
+                _INFO,
+                f"{event.report.finished} requests have come to their end in {event.report.seconds:.1f} s",
+                None,
+            )
     return _INFO, type(event).__name__, None
+
+
+def _whom(connection: Any) -> str:
+    return f"connection {connection.id} from {connection.client_address}" if connection.id else f"{connection.runner}"
 
 
 def _holder(event: LoopHeld) -> str:

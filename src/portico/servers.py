@@ -38,7 +38,11 @@ class TCPServer(BaseServer[_socket.socket]):
         self._portico_open(bind_and_activate)
 
     def server_activate(self) -> None:
-        """Listen, with `request_queue_size` as the backlog; an adopted socket may listen already."""
+        """Listen, with `request_queue_size` as the backlog; an adopted socket may listen already.
+
+        `keepalive` and `tcp_user_timeout` are set here, once: connections inherit them.
+        """
+        _sockets.watch_peers(self.socket, keepalive=self.keepalive, tcp_user_timeout=self.tcp_user_timeout)
         if not (self._portico_adopted and _sockets.is_listening(self.socket)):
             _sockets.listen(self.socket, self.request_queue_size)
 
@@ -49,6 +53,9 @@ class TCPServer(BaseServer[_socket.socket]):
 
     def shutdown_request(self, request: _socket.socket) -> None:
         """Tell the peer that nothing more comes (half-close), then close."""
+        connection = self._portico_connections.of(request)
+        if connection is not None:
+            connection.settle()
         try:
             request.shutdown(_socket.SHUT_WR)
         except OSError:  # the peer was first

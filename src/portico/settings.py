@@ -1,4 +1,4 @@
-"""Every setting of every server, declared once: name, default, unit, reason, and what it allows.
+"""Every setting of every server, declared once: name, default, unit, reason, and what it allows. Limits are `limits`'.
 
 A declaration serves as a class variable (`request_queue_size: int = REQUEST_QUEUE_SIZE.default`), as a keyword
 argument of the constructors, as `--set NAME=VALUE` of `portico serve`, and as a row of docs/settings.md. What a
@@ -12,110 +12,31 @@ from __future__ import annotations
 
 import os
 
-from ._generics import Generic, SettingT
-from .errors import SettingError, UnknownSettingError
+from . import limits
+from ._setting import (
+    BACKLOG,
+    BYTES,
+    COUNT,
+    EVENT_LOOP_KIND,
+    FLAG,
+    GROUP,
+    MODE,
+    PAUSE,
+    SAME,
+    SYSTEM_FLAG,
+    WAIT,
+    Kind,
+    Setting,
+)
+from .errors import UnknownSettingError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
     from typing import Any, Final
 
 __all__ = ["ALL", "Kind", "Setting", "apply", "compat_values", "of"]
 
-
-class Kind(Generic[SettingT]):
-    """What values a setting allows, in words and as a test, and how the command line spells them."""
-
-    __slots__ = ("allowed", "parse", "test")
-
-    def __init__(self, allowed: str, test: Callable[[Any], bool], parse: Callable[[str], SettingT]) -> None:
-        self.allowed = allowed
-        self.test = test
-        self.parse = parse
-
-
-class Setting(Generic[SettingT]):
-    """One setting. `stdlib` is what `socketserver` has in its place, given only where the two differ."""
-
-    __slots__ = ("default", "kind", "name", "reason", "stdlib", "unit")
-
-    def __init__(
-        self, name: str, default: SettingT, kind: Kind[Any], *, unit: str, reason: str, stdlib: Any = None
-    ) -> None:
-        self.name = name
-        self.default = default
-        self.kind = kind
-        self.unit = unit
-        self.reason = reason
-        self.stdlib = stdlib
-
-    def check(self, value: Any) -> None:
-        """Raise `SettingError` unless `value` is allowed."""
-        if not self.kind.test(value):
-            raise SettingError(f"{self.name} must be {self.kind.allowed}, not {value!r}")
-
-    def parse(self, text: str) -> SettingT:
-        """Return the value that `text` spells on a command line; `SettingError` if it spells none."""
-        try:
-            value: SettingT = self.kind.parse(text)
-        except ValueError:
-            raise SettingError(f"{self.name} must be {self.kind.allowed}, not {text!r}") from None
-        self.check(value)
-        return value
-
-
-def _number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < float("inf")
-
-
-def _whole(low: int, high: int | None = None) -> Callable[[Any], bool]:
-    return lambda value: (
-        isinstance(value, int) and not isinstance(value, bool) and value >= low and (high is None or value <= high)
-    )
-
-
-def _maybe(parse: Callable[[str], Any]) -> Callable[[str], Any]:
-    return lambda text: None if text.lower() == "none" else parse(text)
-
-
-def _flag(text: str) -> bool:
-    words = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
-    if text.lower() not in words:
-        raise ValueError(text)
-    return words[text.lower()]
-
-
-def _group(text: str) -> int | str:
-    return int(text) if text.isdigit() else text
-
-
-FLAG: Final = Kind("true or false", lambda value: value in (True, False), _flag)
-SYSTEM_FLAG: Final = Kind(
-    "true, false, or none for the system's own default", lambda value: value in (True, False, None), _maybe(_flag)
-)
-COUNT: Final = Kind("a whole number from 1 up", _whole(1), int)
-BACKLOG: Final = Kind("a whole number from 0 up", _whole(0), int)
-BYTES: Final = Kind("a whole number of bytes from 1 to 65535", _whole(1, 65535), int)
-PAUSE: Final = Kind("a number of seconds above 0", lambda value: _number(value) and value > 0, float)
-WAIT: Final = Kind(
-    "a number of seconds from 0 up, or none",
-    lambda value: value is None or (_number(value) and value >= 0),
-    _maybe(float),
-)
-MODE: Final = Kind(
-    "file permissions from 0o000 to 0o777, or none",
-    lambda value: value is None or _whole(0, 0o777)(value),
-    _maybe(lambda text: int(text, 8)),
-)
-GROUP: Final = Kind(
-    "a group's name or number, or none",
-    lambda value: value is None or isinstance(value, str) or _whole(0)(value),
-    _maybe(_group),
-)
-
-EVENT_LOOP_KIND: Final = Kind(
-    '"auto", "asyncio" or "uvloop"', lambda value: value in ("auto", "asyncio", "uvloop"), str
-)
 
 # What every server has.
 
@@ -254,7 +175,8 @@ BLOCKING_WARNING: Final = Setting[float | None](
 )
 
 ALL: Final[dict[str, Setting[Any]]] = {
-    value.name: value for value in list(globals().values()) if isinstance(value, Setting)
+    setting.name: setting
+    for setting in (*(value for value in list(globals().values()) if isinstance(value, Setting)), *limits.LIMITS)
 }
 
 
@@ -281,7 +203,7 @@ def compat_values(server: object) -> Iterator[tuple[str, Any]]:
     stands unchanged that one of Portico's classes declares, annotation and all.
     """
     for setting in of(type(server)):
-        if setting.stdlib is None or setting.name in vars(server):
+        if setting.stdlib is SAME or setting.name in vars(server):
             continue
         owner = next(c for c in type(server).__mro__ if setting.name in vars(c))
         declared = owner.__module__.partition(".")[0] == __package__ and setting.name in owner.__annotations__

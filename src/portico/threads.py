@@ -5,21 +5,17 @@ from __future__ import annotations
 import threading
 from collections import deque
 
-from . import logs, settings
-from ._serving import end_request, request_context
+from . import limits, logs, settings
+from ._serving import Serving, end_request, request_context, request_failed
 from .errors import Overloaded
 from .lifecycle import HookFailed
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Container, Iterator
     from typing import Any
 
-    from ._base import BaseServer
-
-    _Base = BaseServer[Any]
-else:
-    _Base = object
+    from ._workers import Workers
 
 __all__ = ["ThreadingMixIn"]
 
@@ -54,10 +50,10 @@ class _Threads:
         """Called by the thread itself, as the last thing it does."""
         self._ended.append(thread)
 
-    def join(self) -> None:
-        """Wait for all of them; a request that closes its own server does not wait for itself."""
+    def join(self, but: Container[threading.Thread] = ()) -> None:
+        """Wait for all of them, but for these; a request that closes its own server does not wait for itself."""
         for thread in self:
-            if thread is not threading.current_thread():
+            if thread is not threading.current_thread() and thread not in but:
                 thread.join()
                 self._running.discard(thread)
 
@@ -77,7 +73,7 @@ class _NoThreads:
     def ended(self, thread: threading.Thread) -> None:
         return
 
-    def join(self) -> None:
+    def join(self, but: Container[threading.Thread] = ()) -> None:
         return
 
 
@@ -92,40 +88,54 @@ class _RequestThread(threading.Thread):
         self._run_in = request_context(server).run
 
     def run(self) -> None:
+        server = self._server
         try:
+            self._run_in(_hook, server, "thread_started")
             self._run_in(super().run)
         finally:
-            try:
-                self._run_in(self._server.thread_finished)
-            except Exception as error:
-                logs.emit(self._server, HookFailed("thread_finished", error))
+            self._run_in(_hook, server, "thread_finished")
             self._threads.ended(self)
+            server._portico_running.discard(self)
+            server._portico_connections.make_room(server)
 
 
-class ThreadingMixIn(_Base):
+def _hook(server: ThreadingMixIn, name: str) -> None:
+    try:
+        getattr(server, name)()
+    except Exception as error:
+        logs.emit(server, HookFailed(name, error))
+
+
+class ThreadingMixIn(Serving):
     """Mix-in that runs every request in a thread of its own: `class Server(ThreadingMixIn, TCPServer): pass`.
 
-    Handlers see the context variables of whoever started the server.
+    Handlers see the context variables of whoever started the server. With `max_threads` running, clients wait in the
+    backlog. With `reuse_threads` a thread serves one request after the other, so that what is thread-local outlives
+    a request; `thread_started` and `thread_finished` are then called once a thread, not once a request.
     """
 
     daemon_threads: bool = settings.DAEMON_THREADS.default
     block_on_close: bool = settings.BLOCK_ON_CLOSE.default
+    max_threads: int | None = limits.MAX_THREADS.default
+    reuse_threads: bool = limits.REUSE_THREADS.default
+    thread_idle_timeout: float = limits.THREAD_IDLE_TIMEOUT.default
+    requests_per_thread: int | None = limits.REQUESTS_PER_THREAD.default
 
     _threads: _Threads | _NoThreads = _NoThreads()
+    _portico_waits_on_close = True
+    _portico_workers: Workers | None = None
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """Start a thread for the request. Raises `Overloaded` if there is none to be had."""
-        if self.block_on_close and not self.daemon_threads:
-            threads = vars(self).setdefault("_threads", _Threads())
-        else:
-            threads = self._threads if self.block_on_close else _NoThreads()
-        thread = _RequestThread(self, threads, request, client_address)
-        if not thread.daemon:
-            threads.append(thread)
+        """Start a thread for the request, or give it to one that waits.
+
+        Raises `Overloaded` if there is none to be had.
+        """
         try:
-            thread.start()
+            if self.reuse_threads:
+                self._portico_give_to_worker(request, client_address)
+            else:
+                self._portico_start_thread(request, client_address)
         except RuntimeError as error:
-            threads.discard(thread)
             raise Overloaded(f"no thread for a request ({error})") from error
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
@@ -133,17 +143,101 @@ class ThreadingMixIn(_Base):
         try:
             self.finish_request(request, client_address)
         except Exception:
-            self.handle_error(request, client_address)
+            request_failed(self, request, client_address)
         finally:
             end_request(self, request)
 
+    def thread_started(self) -> None:
+        """Called once in every thread, first of all. To override."""
+
     def thread_finished(self) -> None:
-        """Called once in every request's thread, last of all, even after an error. To override.
+        """Called once in every thread, last of all, even after an error. To override.
 
         The place to give back what belongs to the thread, such as a database connection.
         """
 
     def server_close(self) -> None:
-        """Close the server, then wait for the requests that still run (`block_on_close`), without a deadline."""
+        """Close the server, then wait for the requests that still run (`block_on_close`).
+
+        They have `drain_timeout` seconds, idle ones none; then their connections are cut. A thread that goes on all the
+        same is left behind and told of.
+        """
         super().server_close()
-        self._threads.join()
+        self._portico_end_requests(wait=self.block_on_close and not self.daemon_threads)
+        if self._portico_workers is not None:
+            self._portico_workers.close()
+        if self.block_on_close:
+            self._threads.join(but=self._portico_running)
+
+    # -- for the house
+
+    @property
+    def _portico_running(self) -> set[threading.Thread]:
+        """Threads that run a request each; with daemons, whom nobody waits for."""
+        running: set[threading.Thread] = vars(self).setdefault("_portico_own_running", set())
+        return running
+
+    def _portico_start_thread(self, request: Any, client_address: Any) -> None:
+        if self.block_on_close and not self.daemon_threads:
+            threads = vars(self).setdefault("_threads", _Threads())
+        else:
+            threads = self._threads if self.block_on_close else _NoThreads()
+        thread = _RequestThread(self, threads, request, client_address)
+        if not thread.daemon:
+            threads.append(thread)
+        connection = self._portico_connections.of(request)
+        if connection is not None:
+            connection.runner = thread
+        self._portico_running.add(thread)
+        try:
+            thread.start()
+        except RuntimeError:
+            threads.discard(thread)
+            self._portico_running.discard(thread)
+            raise
+
+    def _portico_give_to_worker(self, request: Any, client_address: Any) -> None:
+        if self._portico_workers is None or self._portico_workers.over:
+            from ._workers import Workers  # only where they are asked for
+
+            self._portico_workers = Workers(self, self._portico_run_worker)
+        context = request_context(self)
+
+        def job() -> None:
+            connection = self._portico_connections.of(request)
+            if connection is not None:
+                connection.runner = threading.current_thread()
+            context.run(self.process_request_thread, request, client_address)
+
+        connection = self._portico_connections.of(request)
+        if connection is not None:
+            connection.runner = self  # a worker will say which it is
+        self._portico_workers.submit(job)
+
+    def _portico_run_worker(self, work: Callable[[], None]) -> None:
+        """The whole of a re-used thread."""
+        workers = self._portico_workers
+        try:
+            _hook(self, "thread_started")
+            work()
+        finally:
+            _hook(self, "thread_finished")
+            if workers is not None:
+                workers.ended()
+            self._portico_connections.make_room(self)
+
+    def _portico_hold(self) -> float | None:
+        if self.max_threads is not None:
+            connections = self._portico_connections
+            connections.is_full = True  # before it is looked, see `Connections.hold`
+            workers = self._portico_workers
+            if len(self._portico_running) + (0 if workers is None else workers.busy) >= self.max_threads:
+                return float("inf")
+        return super()._portico_hold()
+
+    def _portico_refresh(self) -> None:
+        super()._portico_refresh()
+        self._portico_limited |= self.max_threads is not None
+
+    def _portico_runners(self) -> list[Any]:
+        return list(self._portico_running) if self._portico_workers is None else list(self._portico_workers.running())

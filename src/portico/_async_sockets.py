@@ -1,0 +1,287 @@
+"""`AsyncSocket`: a socket whose calls are awaited; and what counts on it, where the kernel does not.
+
+How it learns that a call is worth a try is `_readiness`'s. Streams are asyncio's own: here is only what ties them to
+the connection they carry.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Final
+
+from ._meters import Counting, MeteredSocket
+from ._readiness import PATIENCE, FutureWaiter, Watched
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from ._engine import AsyncioLoop
+    from ._meters import Tally
+
+__all__ = ["AsyncSocket", "CountedAsyncSocket", "CountedReader", "CountedWriter", "StreamSocket"]
+
+_Socket: Any = socket.SocketType
+_AGAIN: Final = (BlockingIOError, InterruptedError)
+_recv: Final = _Socket.recv
+_send: Final = _Socket.send
+_READ, _WRITE = True, False
+_PIECE: Final = 1 << 20
+# So much is counted at once, so that a slow peer is told from one that takes nothing.
+_COUNTED: Final = 1 << 16
+
+
+class AsyncSocket(Watched):
+    """A socket whose calls are awaited: `await sock.recv(100)`. What does not wait is a `socket.socket`'s.
+
+    Timeouts are asyncio's: `async with asyncio.timeout(5): ...`. A request's is closed by the server.
+    """
+
+    __slots__ = ("_engine", "was_connected")
+
+    def __init__(self, family: int, kind: int, proto: int, descriptor: int, *, engine: AsyncioLoop) -> None:
+        super().__init__(family, kind, proto, descriptor, readiness=engine.readiness)
+        self._engine = engine
+        self.was_connected: bool | None = None
+        """Whether the connection stood at the end of its handler, where streams have taken it over; else None."""
+
+    # -- the hot calls: no further coroutine where nothing has to be waited for
+
+    async def recv(self, bufsize: int, flags: int = 0, /) -> bytes:  # type: ignore[override]
+        """At most so many bytes, b"" at the end of the stream."""
+        while True:
+            if self._readable:
+                try:
+                    data: bytes = _recv(self, bufsize, flags)
+                except _AGAIN:
+                    self._readable = self._ended
+                else:
+                    if len(data) < bufsize and not flags:
+                        self._readable = self._ended
+                    elif self._patience:
+                        self._patience -= 1
+                    else:
+                        await self._give_way()
+                    return data
+            if bufsize <= 0:
+                return b""
+            await self._wait(_READ)
+
+    async def sendall(self, data: Any, flags: int = 0, /) -> None:  # type: ignore[override]
+        """All of it."""
+        if type(data) is bytes and self._writable:
+            try:
+                sent = _send(self, data, flags)
+            except _AGAIN:
+                sent = 0
+            if sent == len(data):
+                if self._patience:
+                    self._patience -= 1
+                else:
+                    await self._give_way()
+                return
+            data = memoryview(data)[sent:]
+        with memoryview(data) as view, view.cast("B") as rest:
+            sent = 0
+            while sent < len(rest):
+                sent += await self._call(_WRITE, _send, rest[sent:], flags)
+
+    # -- the others
+
+    async def recv_into(self, buffer: Any, nbytes: int = 0, flags: int = 0, /) -> int:  # type: ignore[override]
+        """As `recv`, into a buffer; returns how many bytes."""
+        return int(await self._call(_READ, _Socket.recv_into, buffer, nbytes, flags))
+
+    async def recvfrom(self, bufsize: int, flags: int = 0, /) -> tuple[bytes, Any]:  # type: ignore[override]
+        """A datagram and its sender."""
+        found: tuple[bytes, Any] = await self._call(_READ, _Socket.recvfrom, bufsize, flags)
+        return found
+
+    async def recvfrom_into(self, buffer: Any, nbytes: int = 0, flags: int = 0, /) -> tuple[int, Any]:  # type:
+    ignore[override]
+        """As `recvfrom`, into a buffer."""
+        found: tuple[int, Any] = await self._call(_READ, _Socket.recvfrom_into, buffer, nbytes, flags)
+        return found
+
+    async def send(self, data: Any, flags: int = 0, /) -> int:  # type: ignore[override]
+        """What there is room for; returns how many bytes."""
+        return int(await self._call(_WRITE, _send, data, flags))
+
+    async def recvmsg(self, bufsize: int, ancbufsize: int = 0, flags: int = 0, /) -> Any:  # type: ignore[override]
+        """As `socket.recvmsg`."""
+        return await self._call(_READ, _Socket.recvmsg, bufsize, ancbufsize, flags)
+
+    async def recvmsg_into(self, buffers: Any, ancbufsize: int = 0, flags: int = 0, /) -> Any:  # type: ignore[override]
+        """As `socket.recvmsg_into`."""
+        return await self._call(_READ, _Socket.recvmsg_into, buffers, ancbufsize, flags)
+
+    async def sendmsg(self, buffers: Any, *ancdata_flags_and_address: Any) -> int:  # type: ignore[override]
+        """As `socket.sendmsg`: what there is room for."""
+        return int(await self._call(_WRITE, _Socket.sendmsg, buffers, *ancdata_flags_and_address))
+
+    async def accept(self) -> tuple[AsyncSocket, Any]:  # type: ignore[override]
+        """A connection to a listener of one's own, and its address. The caller closes it."""
+        descriptor, address = await self._call(_READ, _Socket._accept)
+        return AsyncSocket(int(self.family), int(self.type), self.proto, descriptor, engine=self._engine), address
+
+    async def sendto(self, data: Any, *flags_and_address: Any) -> int:  # type: ignore[override]
+        """One datagram."""
+        return int(await self._call(_WRITE, _Socket.sendto, data, *flags_and_address))
+
+    async def sendfile(self, file: Any, offset: int = 0, count: int | None = None) -> int:  # type: ignore[override]
+        """A file to its end, or `count` bytes of it, read piece by piece; returns how many."""
+        if hasattr(file, "seek"):
+            file.seek(offset)  # as socket.sendfile does, wherever the file stood
+        sent = 0
+        while count is None or sent < count:
+            piece = file.read(_PIECE if count is None else min(_PIECE, count - sent))
+            if not piece:
+                break
+            await self.sendall(piece)
+            sent += len(piece)
+        return sent
+
+    async def connect(self, address: Any, /) -> None:  # type: ignore[override]
+        """Connect a socket of one's own; `address` is resolved already."""
+        await self._engine.loop.sock_connect(self, address)
+
+    # -- what a socket that is awaited cannot have
+
+    def settimeout(self, value: float | None, /) -> None:
+        """No effect: this socket never blocks, and timeouts are asyncio's (`async with asyncio.timeout(...)`).
+
+        No error either, as a `get_request` for all ways to run may well set one.
+        """
+
+    def setblocking(self, flag: bool, /) -> None:
+        """No effect: this socket never blocks."""
+
+    def dup(self) -> AsyncSocket:
+        """A second socket of the same connection. The caller closes it."""
+        return AsyncSocket(int(self.family), int(self.type), self.proto, socket.dup(self.fileno()), engine=self._engine)
+
+    def makefile(self, *arguments: Any, **keywords: Any) -> Any:
+        """None can be had: `AsyncStreamRequestHandler` has asyncio's streams."""
+        raise NotImplementedError("an AsyncSocket has no files: use AsyncStreamRequestHandler, which has streams")
+
+    async def _call(self, read: bool, call: Callable[..., Any], *arguments: Any) -> Any:
+        while True:
+            if self._readable if read else self._writable:
+                try:
+                    result = call(self, *arguments)
+                except _AGAIN:
+                    if read:
+                        self._readable = self._ended
+                    else:
+                        self._writable = self.family == socket.AF_UNIX and self.type == socket.SOCK_DGRAM
+                        if self._writable:  # a Unix peer's queue is full, and no event tells when it is not (unix(7))
+                            await asyncio.sleep(0.001)
+                            continue
+                else:
+                    if self._patience:
+                        self._patience -= 1
+                    else:
+                        await self._give_way()
+                    return result
+            await self._wait(read)
+
+    async def _give_way(self) -> None:
+        """So many calls without waiting: a connection that always has more must not keep the others waiting."""
+        if self._is_time():
+            await asyncio.sleep(0)
+
+    async def _wait(self, read: bool) -> None:
+        """Until a try is worth while."""
+        self._patience = PATIENCE
+        self._since = 0.0
+        waiter = FutureWaiter(self._engine.loop)
+        (self._await_read if read else self._await_write)(waiter)
+        try:
+            await waiter.future
+        except BaseException:
+            self._leave(waiter)
+            raise
+
+
+class CountedAsyncSocket(Counting, AsyncSocket):
+    """An `AsyncSocket` that counts what goes over it."""
+
+    __slots__ = ()
+
+    async def recv(self, bufsize: int, flags: int = 0, /) -> bytes:  # type: ignore[override]
+        data = await AsyncSocket.recv(self, bufsize, flags)
+        self._got(0 if flags & socket.MSG_PEEK else len(data))
+        return data
+
+    async def recv_into(self, buffer: Any, nbytes: int = 0, flags: int = 0, /) -> int:  # type: ignore[override]
+        count = await AsyncSocket.recv_into(self, buffer, nbytes, flags)
+        self._got(0 if flags & socket.MSG_PEEK else count)
+        return count
+
+    async def recvfrom(self, bufsize: int, flags: int = 0, /) -> tuple[bytes, Any]:  # type: ignore[override]
+        answer = await AsyncSocket.recvfrom(self, bufsize, flags)
+        self._got(0 if flags & socket.MSG_PEEK else len(answer[0]))
+        return answer
+
+    async def recvmsg(self, bufsize: int, ancbufsize: int = 0, flags: int = 0, /) -> Any:  # type: ignore[override]
+        answer = await AsyncSocket.recvmsg(self, bufsize, ancbufsize, flags)
+        self._got(0 if flags & socket.MSG_PEEK else len(answer[0]))
+        return answer
+
+    async def send(self, data: Any, flags: int = 0, /) -> int:  # type: ignore[override]
+        count = await AsyncSocket.send(self, data, flags)
+        self._gave(count)
+        return count
+
+    async def sendall(self, data: Any, flags: int = 0, /) -> None:  # type: ignore[override]
+        with memoryview(data) as view, view.cast("B") as rest:
+            for start in range(0, len(rest), _COUNTED):
+                piece = bytes(rest[start : start + _COUNTED])
+                await AsyncSocket.sendall(self, piece, flags)
+                self._gave(len(piece))
+
+    async def sendmsg(self, *arguments: Any) -> int:  # type: ignore[override]
+        count = await AsyncSocket.sendmsg(self, *arguments)
+        self._gave(count)
+        return count
+
+    async def sendfile(self, file: Any, offset: int = 0, count: int | None = None) -> int:  # type: ignore[override]
+        return await AsyncSocket.sendfile(self, file, offset, count)  # by way of sendall, which counts
+
+
+class StreamSocket(MeteredSocket):
+    """What carries a stream: asyncio closes it, uvloop detaches it and closes the number. Either is its end."""
+
+    __slots__ = ()
+
+    def detach(self) -> int:
+        self._leaves()
+        return super().detach()
+
+
+class CountedReader(asyncio.StreamReader):
+    """A `StreamReader` that counts what it is fed."""
+
+    tally: Tally | None = None
+
+    def feed_data(self, data: Any) -> None:
+        if self.tally is not None:
+            self.tally.received += len(data)
+            self.tally.heard = monotonic()
+        super().feed_data(data)
+
+
+class CountedWriter(asyncio.StreamWriter):
+    """A `StreamWriter` that counts what it is given."""
+
+    tally: Tally | None = None
+
+    def write(self, data: Any) -> None:
+        if self.tally is not None:
+            self.tally.sent += memoryview(data).nbytes
+            self.tally.said = monotonic()
+        super().write(data)
+
+    def writelines(self, data: Iterable[Any]) -> None:
+        self.write(b"".join(data))

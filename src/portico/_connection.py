@@ -1,0 +1,246 @@
+"""One client's connection: who it is, since when, what has gone over it, and how it is cut.
+
+Whom there are, and what their ends count for, is `_connections`'; where the figures come from `_meters`'.
+"""
+
+from __future__ import annotations
+
+import socket
+import weakref
+from time import monotonic
+
+from ._meters import Counting, Metered, Tally, kernel_counts, kernel_figures, kernel_traffic
+from .events import EndReason
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any, Final
+
+    from ._meters import Traffic
+
+__all__ = ["Connection"]
+
+# Seconds; the kernel tells in milliseconds and counts in ticks of up to 10.
+_MOMENT: Final = 0.02
+_shutdown: Final = socket.SocketType.shutdown
+
+
+class Connection:
+    """One client's connection, as its server sees it. Made by the server; the socket belongs to the request.
+
+    `bytes_in` and `bytes_out` are None where they cannot be known: of a process that has the only copy of the socket.
+    """
+
+    __slots__ = (
+        "_began",
+        "_counted",
+        "_ended",
+        "_figures",
+        "_known",
+        "_local",
+        "_read_at",
+        "_server",
+        "_socket",
+        "client",
+        "client_address",
+        "handler",
+        "id",
+        "kept",
+        "key",
+        "marks",
+        "reason",
+        "runner",
+        "tally",
+    )  # fmt: skip
+
+    def __init__(self, server: Any, request: Any, client_address: Any, number: int) -> None:
+        self.id = number
+        self.client_address = client_address
+        self.reason: EndReason | None = None
+        """Why it has ended, or is about to."""
+        self.runner: Any = None
+        """What runs its handler: a thread, a green thread, a task or a process id; None if that is the server's loop."""
+        self.client: Any = None
+        """Whom the limits per client count it for, if there are any."""
+        self.key: int | None = None
+        """Where the registry finds it, if its socket does not know it."""
+        self.handler: Any = None
+        """The handler, where it has a `goodbye` to be said."""
+        self.kept: Any = None
+        """The parent's copy of a socket that a child process serves."""
+        self.marks: Any = None
+        self.tally: Tally | None = None
+        self._server = server
+        self._began = monotonic()
+        self._ended: float | None = None
+        self._local: Any = None
+        self._figures: tuple[int, ...] | None = None
+        """What the kernel said last, and when it was asked; read for every connection, understood for few."""
+        self._read_at = 0.0
+        self._known: Traffic | None = None
+        self.follow(request)
+
+    def follow(self, request: Any) -> None:
+        """From now on this is its socket. Not kept alive from here: one that is forgotten is closed, as ever."""
+        try:
+            self._socket: Callable[[], Any] = weakref.ref(request)
+        except TypeError:  # nothing that could be referred to weakly, such as None
+            self._socket = lambda: request
+        if isinstance(request, Metered):
+            request.connection = self
+            if isinstance(request, Counting) and self.tally is None:
+                self.tally = Tally(self._began)
+            self._counted = True
+        else:
+            self._counted = self.tally is not None or (isinstance(request, socket.socket) and kernel_counts(request))
+
+    # -- for everybody
+
+    @property
+    def local_address(self) -> Any:
+        """The address that the client has connected to; None if it is not known any more."""
+        self._note_local()
+        return self._local
+
+    @property
+    def age(self) -> float:
+        """Seconds since it began, or that it has lasted."""
+        return (monotonic() if self._ended is None else self._ended) - self._began
+
+    @property
+    def idle(self) -> float | None:
+        """Seconds since the last byte, either way."""
+        known = self.measure()
+        if known is None:
+            return None
+        return max(0.0, (monotonic() if self._ended is None else self._ended) - max(known.heard, known.said))
+
+    @property
+    def bytes_in(self) -> int | None:
+        known = self.measure()
+        return None if known is None else known.received
+
+    @property
+    def bytes_out(self) -> int | None:
+        known = self.measure()
+        return None if known is None else known.sent
+
+    @property
+    def state(self) -> str:
+        """ "open", "closing" (it has been told to end) or "ended"."""
+        if self._ended is not None:
+            return "ended"
+        return "open" if self.reason is None else "closing"
+
+    def close(self) -> None:
+        """Cut it, from any thread: its handler sees a peer that has gone. Nothing happens if it has ended."""
+        self.cut(EndReason.CLOSED)
+
+    def __repr__(self) -> str:
+        return f"<Connection {self.id} from {self.client_address!r}, {self.state}>"
+
+    # -- for the house
+
+    def cut(self, reason: EndReason) -> None:
+        if self._ended is None:
+            self.reason = self.reason or reason
+            self.settle()
+            self._server._portico_cut(self)
+
+    def shut(self, how: int) -> None:
+        """shutdown(2) of its socket, whatever kind that is; from any thread, under the feet of whoever reads there."""
+        sock = self.current_socket()
+        if isinstance(sock, socket.socket):
+            try:
+                _shutdown(sock, how)  # a TLS socket's own would take its protocol state away from the handler
+            except OSError:  # closed, or the peer was first
+                return
+
+    def current_socket(self) -> Any:
+        return self.kept if self.kept is not None else self._socket()
+
+    def measure(self) -> Traffic | None:
+        """What has gone over it; what was last known, once that cannot be read any more; None if it never could."""
+        self._read()
+        if self._figures is not None:
+            self._known = kernel_traffic(self._figures, self._read_at)
+        return self._known
+
+    def _read(self) -> None:
+        sock = self.current_socket()
+        if sock is None or not self._counted:
+            return
+        if self.tally is not None:
+            self._known = self.tally.traffic(sock)
+        else:
+            self._figures = kernel_figures(sock) or self._figures
+            self._read_at = monotonic()
+
+    def settle(self) -> None:
+        """It is about to be shut down by its server: the best moment to read what has gone over it, and the last one.
+
+        Afterwards the kernel counts the peer's end as a byte received, or not, and no longer tells which.
+        """
+        self._read()
+        self._counted = False
+
+    def leaves_socket(self) -> None:
+        """Its socket is about to close: the last moment that what has gone over it can be read."""
+        self._read()
+        self._socket = _nothing
+
+    def is_idle(self) -> bool:
+        """Whether the client is owed nothing: nothing has come that has not been followed by something sent.
+
+        For a moment after something has come it never is: the kernel's clock is coarse.
+        """
+        known = self.measure()
+        if known is None:
+            return False
+        return not known.received or (known.heard <= known.said and monotonic() - known.heard > _MOMENT)
+
+    def failed(self, reason: EndReason) -> None:
+        if self.reason is None:
+            self.reason = reason
+
+    def socket_closed(self) -> None:
+        """Its socket has been closed.
+
+        That is its end, unless a way to run of ours will tell when the handler is done.
+        """
+        if self.runner is None:
+            self._server._portico_connections.end(self)
+
+    def socket_detached(self, sock: socket.socket) -> None:
+        """Its descriptor is about to go to another object, as when a handler wraps it in TLS: follow it by a copy.
+
+        Closed when the connection ends.
+        """
+        if self.runner is not None and self.kept is None:
+            self.kept = socket.fromfd(sock.fileno(), sock.family, sock.type, sock.proto)
+
+    def over(self) -> bool:
+        """Note the end; False if it has been noted before."""
+        if self._ended is not None:
+            return False
+        self._read()
+        self._ended = monotonic()
+        if self.kept is not None:
+            self.kept.close()
+            self.kept = None
+        self.handler = self.marks = None
+        self._socket = _nothing
+        return True
+
+    def _note_local(self) -> None:
+        sock = self.current_socket()
+        if self._local is None and sock is not None:
+            try:
+                self._local = sock.getsockname()
+            except (OSError, AttributeError):
+                return
+
+
+def _nothing() -> None:
+    return None

@@ -1,0 +1,254 @@
+"""The live connections of a server, one registry for all ways to run: who is there, since when, and how each one ends.
+
+A connection begins when it is let in (`admission` says who is) and ends exactly once: when its request has ended, or,
+where nobody of ours runs it, when its socket closes. Counts and events come from here and from nowhere else. What
+limits a connection's life is `_timekeeper`'s, the end of all of them `_drain`'s.
+"""
+
+from __future__ import annotations
+
+import socket
+import threading
+from bisect import bisect_left
+from itertools import count
+from time import monotonic
+
+from . import _sockets, logs
+from ._connection import Connection
+from ._meters import Metered
+from .lifecycle import ConnectionEnded, ConnectionsHigh, ConnectionStarted, EndReason, HookFailed, Refused
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import Any, Final
+
+    from .admission import Admission
+
+__all__ = ["BOUNDS", "Connections"]
+
+_shutdown: Final = socket.SocketType.shutdown
+_send: Final = socket.SocketType.send
+_recv: Final = socket.SocketType.recv
+BOUNDS: Final = (0.001, 0.01, 0.1, 1.0, 10.0, 60.0, 600.0, float("inf"))
+"""Upper bounds of the duration histogram's classes, in seconds."""
+# Reasons that are no limit's: nobody asks whether they would have been refused.
+_NO_LIMIT: Final = ("verify_request", "overloaded")
+
+
+class Connections:
+    """A server's live connections and what has become of the others. Begun in the loop's thread, ended in any."""
+
+    def __init__(self) -> None:
+        self.admission: Admission | None = None
+        self.keeper: Any = None
+        """Who enforces the time limits, if there are any."""
+        self.tells = False
+        """Whether anybody wants to know of each connection's start and end."""
+        self.is_full = False
+        """Clients wait in the backlog; the loop has to be woken by the next end."""
+        self.someone_ended: threading.Event | None = None
+        """Set by every end, for a drain that waits."""
+        self.accepted = 0
+        self.datagrams_failed = self.datagrams_ended = 0
+        self.refused: dict[str, int] = {}
+        self.would_refuse: dict[str, int] = {}
+        self.ended: dict[EndReason, int] = {}
+        self.durations = [0] * len(BOUNDS)
+        self.bytes_in = self.bytes_out = 0
+        self._live: dict[int, Connection] = {}
+        self._foreign: dict[int, Connection] = {}
+        self._numbers = count(1)
+        self._lock = threading.Lock()
+        self.alarm_at = float("inf")
+        self._alarmed_at = float("-inf")
+
+    def __len__(self) -> int:
+        return len(self._live)
+
+    def __iter__(self) -> Iterator[Connection]:
+        return iter(list(self._live.values()))
+
+    def snapshot(self) -> tuple[list[Connection], dict[str, Any]]:
+        """The live ones, and all counts, of one moment."""
+        self.sweep()
+        with self._lock:
+            names = ("accepted", "datagrams_failed", "datagrams_ended", "bytes_in", "bytes_out")
+            counts: dict[str, Any] = {name: getattr(self, name) for name in names}
+            counts |= {name: dict(getattr(self, name)) for name in ("refused", "would_refuse", "ended")}
+            counts["durations"] = tuple(self.durations)
+            return list(self._live.values()), counts
+
+    def sweep(self) -> None:
+        """End those that nobody of ours runs, and whose socket has been dropped without a word."""
+        for connection in self:
+            if connection.runner is None and connection.current_socket() is None:
+                self.end(connection)
+
+    def clients(self) -> list[Any]:
+        """Whom the limits per client count the open connections for."""
+        for connection in self:
+            if connection.client is None:  # let in when there were no limits
+                connection.client = _client(connection.current_socket(), connection.client_address)
+        return [connection.client for connection in self]
+
+    def of(self, request: Any) -> Connection | None:
+        """The live connection that this request is."""
+        if isinstance(request, Metered):
+            known: Connection | None = request.connection
+            return known
+        return self._foreign.get(id(request))
+
+    def stand_in(self, server: Any, runner: Any) -> Connection:
+        """In the place of a connection, for a request that has none."""
+        connection = Connection(server, None, None, 0)
+        connection.runner = runner
+        return connection
+
+    # -- the beginning
+
+    def hold(self, server: Any) -> float | None:
+        """None if one more may be taken, else the seconds until it may; for ever: until another has ended."""
+        if self.admission is None or server.overload != "wait" or server.limits_dry_run:
+            return None
+        self.is_full = True  # before it is looked: an end in between must wake the loop
+        wait = self.admission.wait(len(self._live), monotonic())
+        if wait == float("inf"):
+            self.sweep()
+            wait = self.admission.wait(len(self._live), monotonic())
+        self.is_full = wait is not None
+        return wait
+
+    def make_room(self, server: Any) -> None:
+        """Something has ended: if others wait for that, the loop has to look. From any thread."""
+        loop = server._portico_loop if self.is_full else None
+        if loop is not None:
+            loop.wake()
+
+    def enter(self, server: Any, request: Any, client_address: Any) -> bool:
+        """Let a connection in, or refuse it and close it. In the hot path of every connection."""
+        if self.admission is not None and not self._admitted(server, request, client_address):
+            return False
+        connection = Connection(server, request, client_address, next(self._numbers))
+        self.accepted += 1
+        self._live[connection.id] = connection
+        if not isinstance(request, Metered):
+            connection.key = id(request)
+            self._foreign[connection.key] = connection
+        if self.admission is not None:
+            connection.client = _client(request, client_address)
+            self.admission.entered(connection.client, monotonic())
+        if self.keeper is not None:
+            self.keeper.add(connection)
+        if self.tells:
+            connection._note_local()
+            logs.emit(server, ConnectionStarted(connection))
+        if len(self._live) >= self.alarm_at:
+            self._alarm(server)
+        return True
+
+    def _admitted(self, server: Any, request: Any, client_address: Any) -> bool:
+        assert self.admission is not None
+        reason = self.admission.refusal(_client(request, client_address), len(self._live), monotonic())
+        if reason is None:
+            return True
+        self.refuse(server, reason, client_address)
+        if not server.limits_dry_run:
+            _turn_away(server, request, client_address, reason)
+        return bool(server.limits_dry_run)
+
+    def enter_datagram(self, server: Any, request: Any, client_address: Any) -> bool:
+        """The same for a datagram, of which nothing stays: rates and networks count, what is open at once does not."""
+        if self.admission is None or not self._admitted(server, request, client_address):
+            return self.admission is None
+        client = _client(request, client_address)
+        self.admission.entered(client, monotonic())
+        self.admission.left(client)
+        return True
+
+    def refuse(self, server: Any, reason: str, client_address: Any) -> None:
+        """Count somebody who was not let in, or would not have been."""
+        counts = self.would_refuse if server.limits_dry_run and reason not in _NO_LIMIT else self.refused
+        with self._lock:
+            counts[reason] = counts.get(reason, 0) + 1
+        if self.tells:
+            logs.emit(server, Refused(reason, client_address, counts is self.would_refuse))
+
+    def _alarm(self, server: Any) -> None:
+        now = monotonic()
+        if now - self._alarmed_at >= server.alarm_cooldown:
+            self._alarmed_at = now
+            logs.emit(server, ConnectionsHigh(len(self._live)))
+
+    # -- the end
+
+    def end(self, connection: Connection, reason: EndReason = EndReason.DONE) -> None:
+        """A connection is over, for this reason unless another is known. From any thread, and again."""
+        if self._live.pop(connection.id, None) is None:
+            return
+        connection.over()
+        if connection.reason is None:
+            connection.reason = reason
+        server = connection._server
+        if connection.key is not None:
+            self._foreign.pop(connection.key, None)
+        with self._lock:
+            self._count(connection)
+        if self.admission is not None and connection.client is not None:
+            self.admission.left(connection.client)
+        self.make_room(server)
+        if self.someone_ended is not None:
+            self.someone_ended.set()
+        if self.tells:
+            logs.emit(server, ConnectionEnded(connection))
+
+    def end_datagram(self, request: Any) -> None:
+        """The request of a datagram is over."""
+        if type(request) is tuple:
+            with self._lock:
+                self.datagrams_ended += 1
+            if self.someone_ended is not None:
+                self.someone_ended.set()
+
+    def _count(self, connection: Connection) -> None:
+        assert connection.reason is not None
+        self.ended[connection.reason] = self.ended.get(connection.reason, 0) + 1
+        self.durations[bisect_left(BOUNDS, connection.age)] += 1
+        known = connection.measure()
+        if known is not None:
+            self.bytes_in += known.received
+            self.bytes_out += known.sent
+
+
+def _client(request: Any, client_address: Any) -> Any:
+    """Who counts as one client: by address, or by user over a Unix socket, where there are no addresses."""
+    if isinstance(client_address, tuple) and client_address:
+        return client_address[0]
+    try:
+        return "uid", _sockets.peer_credentials(request).uid
+    except Exception:  # closed already, a datagram, a system without credentials
+        return "uid", None
+
+
+def _turn_away(server: Any, request: Any, client_address: Any, reason: str) -> None:
+    """Close a connection that is refused, with a last word if there is one to be said. Never waits.
+
+    What the client has said already is read and thrown away: closing over it would send a reset, and take the answer
+    away again before it is read (RFC 1122, 4.2.2.13).
+    """
+    answer = server.overload
+    try:
+        if callable(answer):
+            answer = answer(client_address, reason)
+        if isinstance(answer, bytes) and isinstance(request, socket.socket):
+            _send(request, answer, _sockets.DONT_WAIT)
+            _shutdown(request, socket.SHUT_WR)
+            _recv(request, 1 << 16, _sockets.DONT_WAIT)
+    except OSError:  # it has left, or has said nothing
+        pass
+    except Exception as error:
+        logs.emit(server, HookFailed("overload", error))
+    try:
+        server.close_request(request)
+    except Exception as error:
+        logs.emit(server, HookFailed("close_request", error))

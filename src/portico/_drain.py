@@ -1,0 +1,239 @@
+"""How a server comes to its end: the listener is closed, connections finish or are told to, the rest is cut in time.
+
+The steps, for all ways to run; each says for itself how a goodbye is said and how a connection is cut
+(`_portico_say_goodbye`, `_portico_cut`). Telling is shutdown(SHUT_RD): the handler finds the end of the stream when it
+reads, and what it is still writing goes through.
+"""
+
+from __future__ import annotations
+
+import socket
+import sys
+import threading
+import traceback
+from collections import deque
+from time import monotonic
+
+from . import logs
+from .lifecycle import Drained, DrainWaiting, EndReason, HookFailed, Verb
+from .reports import DrainReport
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import Any, Final
+
+    from ._connection import Connection
+
+__all__ = ["Drain", "Goodbyes", "stack_of"]
+
+# Seconds between two looks at who has become idle: the first ones, and all others.
+_FIRST_LOOK: Final = 0.01
+_LOOK: Final = 0.05
+# Seconds that one goodbye may take.
+_PATIENCE: Final = 1.0
+# Seconds after which a drain says whom it is waiting for; the next time after ten times as long.
+_STUCK: Final = 1.0
+_NAMED: Final = 20
+_A_WHILE: Final = 3600.0
+_NEVER: Final = float("inf")
+
+
+class Drain:
+    """One drain of one server, run by `run` in the caller's thread or by `start` in one of its own.
+
+    `cut_now` may be called from any thread and from signal handlers.
+    """
+
+    def __init__(self, server: Any, timeout: float | None, *, grace: float = 0.0) -> None:
+        self._server = server
+        self._connections = server._portico_connections
+        self._timeout = timeout
+        self._grace = grace
+        self._deadline = _NEVER
+        self._hurry = threading.Event()
+        self._over = threading.Event()
+        self._someone_ended = self._connections.someone_ended = threading.Event()
+        self._told: set[int] = set()
+        self._thread: threading.Thread | None = None
+        self.goodbyes = Goodbyes(server)
+        self.report = DrainReport()
+
+    def start(self) -> None:
+        self._thread = threading.Thread(target=self.run, name=f"draining {type(self._server).__name__}")
+        self._thread.start()
+
+    def run(self) -> DrainReport:
+        """Close the listener, then see to it that every connection ends. Blocks."""
+        began = monotonic()
+        try:
+            if self._grace:  # the time in which balancers learn that this server is going
+                self._hurry.wait(self._grace)
+            self._server._portico_end_listener()
+            if self._timeout is not None:
+                self._deadline = monotonic() + self._timeout
+            self._wait_for_ends()
+            self._cut()
+            self.report.seconds = monotonic() - began
+            if self.report.finished or self.report.cut:
+                logs.emit(self._server, Drained(self.report))
+        finally:
+            self._end()
+        return self.report
+
+    def tell(self) -> None:
+        """Tell those that are idle to end, and wait for nobody."""
+        running = self._running()
+        self._tell(running, len(running))
+        self._end()
+
+    def wait(self) -> DrainReport:
+        """Until it is over, in whichever thread it runs."""
+        while not self._over.wait(_A_WHILE):  # bounded, so that signal handlers of this thread run meanwhile
+            pass
+        if self._thread not in (None, threading.current_thread()):
+            self._thread.join()
+        return self.report
+
+    def cut_now(self) -> None:
+        """The deadline is now."""
+        self._deadline = self._timeout = 0.0
+        self._hurry.set()
+        self._someone_ended.set()
+
+    # -- steps
+
+    def _wait_for_ends(self) -> None:
+        """Until all have ended, or the deadline; meanwhile tells those that are idle, within `drain_spread` seconds."""
+        began = monotonic()
+        running = self._running()
+        number = len(running)
+        spread = min(self._server.drain_spread, _NEVER if self._timeout is None else self._timeout)
+        pause = _FIRST_LOOK
+        speak_at = began + _STUCK
+        while running and (now := monotonic()) < self._deadline:
+            self._tell(running, int(number * min(1.0, (now - began) / spread)) + 1 if spread else number)
+            if now >= speak_at:
+                speak_at = now + (now - began) * 10
+                self._say_whom(running, now - began)
+            self._await_end(min(pause, self._deadline - now))
+            pause = min(pause * 2, _LOOK, spread / number if spread else _LOOK)
+            running = self._running()
+        self.report.finished = number - len(running)
+
+    def _running(self) -> list[Connection]:
+        """What still runs, less what this very thread runs: a request that closes its server does not wait for itself.
+
+        A request without a connection (a datagram's, a thread's last hook) is shown as one.
+        """
+        self._server._portico_reap()
+        me = threading.current_thread()
+        running = [connection for connection in self._connections if connection.runner is not me]
+        known = {id(connection.runner) for connection in running}
+        others = [runner for runner in self._server._portico_runners() if runner is not me and id(runner) not in known]
+        return running + [self._connections.stand_in(self._server, runner) for runner in others]
+
+    def _await_end(self, seconds: float) -> None:
+        if self._someone_ended.wait(seconds):
+            self._someone_ended.clear()
+
+    def _tell(self, running: list[Connection], due: int) -> None:
+        self.goodbyes.look(_PATIENCE)
+        for connection in running:
+            if len(self._told) >= due:
+                return
+            if connection.id not in self._told and connection.is_idle():
+                self._told.add(connection.id)
+                connection.failed(EndReason.DRAINED)
+                if connection.handler is None:
+                    connection.shut(socket.SHUT_RD)
+                else:
+                    self.report.goodbyes += 1
+                    self._server._portico_say_goodbye(connection)
+
+    def _cut(self) -> None:
+        """The deadline has come, or nobody is left. Those that go on are told once more, half way to the end."""
+        self.report.cut = running = self._running()
+        words: float = self._server._portico_last_words
+        end = monotonic() + words
+        for until in (end - words / 2, end):
+            for connection in running:
+                connection.cut(EndReason.CUT)
+            while running and (left := until - monotonic()) > 0:
+                self._await_end(min(0.005, left))
+                running = self._running()
+        self.report.stuck = [(connection, stack_of(connection)) for connection in running]
+        if running:
+            self._say_whom(running, words)
+
+    def _say_whom(self, running: list[Connection], seconds: float) -> None:
+        waiting = [(connection, stack_of(connection)) for connection in running[:_NAMED]]
+        logs.emit(self._server, DrainWaiting(waiting, seconds))
+
+    def _end(self) -> None:
+        self._server._portico_lifecycle.move(Verb.CLOSE)
+        self._server._portico_lifecycle.move(Verb.FINISH)
+        self._over.set()
+
+
+class Goodbyes:
+    """Says goodbye for handlers that block: one after the other, in a thread that ends when there is none left to say."""
+
+    def __init__(self, server: Any) -> None:
+        self._server = server
+        self._lock = threading.Lock()
+        self._waiting: deque[Connection] = deque()
+        self._now: Connection | None = None
+        self._since = 0.0
+
+    def say(self, connection: Connection) -> None:
+        with self._lock:
+            self._waiting.append(connection)
+            if self._now is not None:
+                return
+            self._now = connection
+        threading.Thread(target=self._run, name="portico goodbyes", daemon=True).start()
+
+    def look(self, patience: float) -> None:
+        """Cut one that takes so many seconds: its peer does not read, and others wait for their turn."""
+        connection = self._now
+        if connection is not None and self._since and monotonic() - self._since > patience:
+            connection.cut(EndReason.CUT)
+
+    def _run(self) -> None:
+        while True:
+            with self._lock:
+                if not self._waiting:
+                    self._now = None
+                    return
+                self._now = connection = self._waiting.popleft()
+                self._since = monotonic()
+            handler = connection.handler
+            try:
+                if handler is not None:
+                    handler.goodbye()
+            except OSError:  # the peer has left
+                pass
+            except Exception as error:
+                logs.emit(self._server, HookFailed("goodbye", error))
+            connection.shut(socket.SHUT_RD)
+
+
+def stack_of(connection: Connection) -> str:
+    """Where whoever runs this connection's handler is now, as text; of another process only its number."""
+    runner = connection.runner
+    if isinstance(runner, int):
+        return f"process {runner}"
+    if hasattr(runner, "get_coro"):  # a task
+        return "".join(_awaiting(runner.get_coro())) or "no stack"
+    frame = getattr(runner, "gr_frame", None)  # a green thread
+    if frame is None:
+        frame = sys._current_frames().get(getattr(runner, "ident", None) or 0)
+    return "".join(traceback.format_stack(frame)) if frame is not None else "no stack"
+
+
+def _awaiting(coroutine: Any) -> Iterator[str]:
+    """The frames of a coroutine that waits, from the outermost in."""
+    while (frame := getattr(coroutine, "cr_frame", None)) is not None:
+        yield from traceback.format_stack(frame, limit=1)
+        coroutine = coroutine.cr_await

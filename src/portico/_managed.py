@@ -1,0 +1,305 @@
+"""What an operator asks of a server: limits, its live connections, figures, suspending and draining.
+
+A server's side of `_connections`, `_timekeeper` and `_drain`, mixed into all of them by `_serving`; those rooms hold
+the rules. What a way to run does in its own manner (how a connection is cut, how a goodbye is said, who looks at time
+limits) it says by overriding the methods at the end.
+"""
+
+from __future__ import annotations
+
+import socket as _socket
+import struct
+
+from . import limits, settings
+from ._connections import Connections
+from ._system import System
+from .errors import SettingError
+from .lifecycle import EndReason, Verb
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from ._connection import Connection
+    from ._drain import Drain
+    from .reports import DrainReport, Stats
+
+__all__ = ["Managed"]
+
+_FOR_EVER = float("inf")
+# Settings that put a gate before the listener, or before who has been accepted.
+_RULES = (
+    "max_connections", "max_connections_per_client", "connection_rate", "connection_rate_per_client", "allow", "deny"
+)  # fmt: skip
+_RESET = struct.pack("ii", 1, 0)  # SO_LINGER on, for no time: close() frees what waits to be sent
+_AS_SET: Any = object()
+
+
+class Managed:
+    """The part of a server that an operator sees."""
+
+    max_connections: int | None = limits.MAX_CONNECTIONS.default
+    max_connections_per_client: int | None = limits.MAX_CONNECTIONS_PER_CLIENT.default
+    connection_rate: float | None = limits.CONNECTION_RATE.default
+    connection_burst: int | None = limits.CONNECTION_BURST.default
+    connection_rate_per_client: float | None = limits.CONNECTION_RATE_PER_CLIENT.default
+    connection_burst_per_client: int | None = limits.CONNECTION_BURST_PER_CLIENT.default
+    client_prefix_ipv4: int = limits.CLIENT_PREFIX_IPV4.default
+    client_prefix_ipv6: int = limits.CLIENT_PREFIX_IPV6.default
+    max_tracked_clients: int = limits.MAX_TRACKED_CLIENTS.default
+    allow: Any = limits.ALLOW.default
+    deny: Any = limits.DENY.default
+    overload: Any = limits.OVERLOAD.default
+    limits_dry_run: bool = limits.LIMITS_DRY_RUN.default
+    connections_alarm: int | None = limits.CONNECTIONS_ALARM.default
+    alarm_cooldown: float = limits.ALARM_COOLDOWN.default
+    idle_timeout: float | None = limits.IDLE_TIMEOUT.default
+    connection_timeout: float | None = limits.CONNECTION_TIMEOUT.default
+    connection_jitter: float = limits.CONNECTION_JITTER.default
+    min_read_rate: float | None = limits.MIN_READ_RATE.default
+    read_grace: float = limits.READ_GRACE.default
+    send_timeout: float | None = limits.SEND_TIMEOUT.default
+    drain_timeout: float | None = limits.DRAIN_TIMEOUT.default
+    drain_spread: float = limits.DRAIN_SPREAD.default
+    grace: float = limits.GRACE.default
+    access_log: str | None = limits.ACCESS_LOG.default
+
+    _portico_system = System()
+    _portico_loop: Any = None
+    """Whoever waits for this server's requests while it serves; at the least it can `wake`."""
+    _portico_limited = False
+    """Whether `_portico_hold` has to be asked before anything is accepted."""
+    _portico_suspended = False
+    _portico_drain: Drain | None = None
+    """The drain that has begun, if one has."""
+    _portico_timers: Any = None
+    """Who enforces the time limits; at the least it can `close`."""
+    _portico_look: Callable[[], float | None] | None = None
+    """Where the loop enforces them: what it has to call every turn, for the seconds until it has to be called again."""
+    _portico_waits_on_close = False
+    """Whether this way to run sees to its requests itself, in a `server_close` of its own."""
+    _portico_last_words = 0.03
+    """Seconds that handlers have after a cut to see that their peer has gone."""
+
+    if TYPE_CHECKING:
+        stdlib_compat: bool
+        socket: _socket.socket
+        socket_type: int
+        _portico_lifecycle: Any
+        _portico_overridden: Callable[[str], bool]
+        _portico_stop: Callable[[], None]
+        _portico_taken: int
+
+    # -- for the operator
+
+    def connections(self) -> list[Connection]:
+        """The connections that are open now, oldest first. Datagrams have none."""
+        self._portico_connections.sweep()
+        return list(self._portico_connections)
+
+    def stats(self) -> Stats:
+        """What this server has done so far: a snapshot."""
+        from ._stats import stats  # only where somebody asks
+
+        return stats(self)
+
+    def configure(self, **values: Any) -> None:
+        """Change limits while the server runs: all are checked first, and hold at once, for open connections, too.
+
+        Raises `SettingError` and changes nothing if one is wrong, contradicts another, or counts only at the start.
+        """
+        for name, value in values.items():
+            if name not in _LIVE or not hasattr(type(self), name):
+                known = ", ".join(name for name in _LIVE if hasattr(type(self), name))
+                raise SettingError(f"{name!r} cannot be changed while a server runs; these can: {known}")
+            settings.ALL[name].check(value)
+        limits.check(_Changed(self, values))
+        for name, value in values.items():
+            setattr(self, name, value)
+        self._portico_refresh()
+        self._portico_wake()
+
+    def suspend(self) -> None:
+        """Accept nothing more until `resume`: clients wait in the backlog, connections stay. From any thread."""
+        self._portico_lifecycle.move(Verb.SUSPEND)
+        self._portico_suspended = self._portico_limited = True
+        self._portico_wake()
+
+    def resume(self) -> None:
+        """Accept again after `suspend`."""
+        self._portico_lifecycle.move(Verb.RESUME)
+        self._portico_suspended = False
+        self._portico_refresh()
+        self._portico_wake()
+
+    def is_draining(self) -> bool:
+        """Whether the server has been told to come to its end: the time for a handler to take nothing new on."""
+        return self._portico_drain is not None
+
+    def drain(self, timeout: float | None = _AS_SET) -> DrainReport:
+        """Come to the end: close the listener, let requests finish, close idle connections, cut the rest in time.
+
+        `timeout` is in seconds, None for ever; `drain_timeout` if it is not given. Blocks, and returns what came of it;
+        a drain that runs already is waited for. `server_close` afterwards has nothing left to do. Raises
+        `RuntimeError` in the thread of the server's own loop, which would wait for itself: there `request_drain` it is.
+        """
+        if self._portico_lifecycle.runs_here:
+            raise RuntimeError("drain() would wait for its own thread: call request_drain(), or drain() in another one")
+        drain, is_new = self._portico_begin_drain(timeout)
+        return drain.run() if is_new else drain.wait()
+
+    def request_drain(self, timeout: float | None = _AS_SET) -> None:
+        """The same without waiting: from any thread, from handlers, hooks and signal handlers."""
+        drain, is_new = self._portico_begin_drain(timeout)
+        if is_new:
+            drain.start()
+
+    # -- for the house
+
+    @property
+    def _portico_connections(self) -> Connections:
+        found = vars(self).get("_portico_own_connections")
+        if found is None:
+            found = vars(self).setdefault("_portico_own_connections", Connections())
+        known: Connections = found
+        return known
+
+    @property
+    def _portico_has_streams(self) -> bool:
+        """Whether its requests are connections; a server with an own idea of requests does not always say."""
+        return getattr(self, "socket_type", None) == _socket.SOCK_STREAM
+
+    def _portico_refresh(self) -> None:
+        """Read the limits anew: at the start, and when they are changed."""
+        connections = self._portico_connections
+        ruled = any(getattr(self, name) is not None for name in _RULES)
+        if ruled:
+            from .admission import Admission  # only where there are rules
+
+            connections.admission = Admission.of(self, connections.clients())
+        else:
+            connections.admission = None
+        self._portico_limited = ruled or self._portico_suspended
+        most = self.max_connections if self.connections_alarm is None else self.connections_alarm
+        connections.alarm_at = _FOR_EVER if most is None else most
+        listens = hasattr(self, "handle_event") and self._portico_overridden("handle_event")
+        connections.tells = listens or self.access_log is not None
+        self._portico_refresh_timers(connections)
+
+    def _portico_refresh_timers(self, connections: Connections) -> None:
+        timed = (self.idle_timeout, self.connection_timeout, self.min_read_rate, self.send_timeout)
+        none = timed == (None, None, None, None) or not self._portico_has_streams
+        if none and self._portico_timers is None:
+            return
+        from .deadlines import TimeLimits  # only where there are some
+
+        found = TimeLimits(self)
+        if self._portico_timers is None:
+            self._portico_timers = self._portico_make_timers(found, connections)
+        self._portico_timers.keeper.change(found, connections)
+        connections.keeper = None if none else self._portico_timers.keeper
+
+    def _portico_end_timers(self) -> None:
+        timers, self._portico_timers = self._portico_timers, None
+        self._portico_connections.keeper = None
+        if timers is not None:
+            timers.close()
+
+    def _portico_wake(self) -> None:
+        loop = self._portico_loop
+        if loop is not None:
+            loop.wake()
+
+    def _portico_begin_drain(self, timeout: float | None, *, grace: float = 0.0) -> tuple[Drain, bool]:
+        """The drain of this server, and whether it has yet to be run."""
+        from ._drain import Drain
+
+        lifecycle = self._portico_lifecycle
+        with lifecycle.lock:
+            if self._portico_drain is not None:
+                return self._portico_drain, False
+            wait = self.drain_timeout if timeout is _AS_SET else timeout
+            self._portico_drain = drain = Drain(self, wait, grace=grace)
+            lifecycle.move(Verb.DRAIN)
+        return drain, True
+
+    def _portico_end_requests(self, *, wait: bool) -> None:
+        """What `server_close` does about requests, when the listener is closed: a drain, or just the telling of it."""
+        lifecycle = self._portico_lifecycle
+        if not len(self._portico_connections) and not self._portico_runners():
+            for verb in (Verb.DRAIN, Verb.CLOSE, Verb.FINISH):
+                lifecycle.move(verb)
+        else:
+            drain, is_new = self._portico_begin_drain(_AS_SET)
+            if not wait and is_new:
+                drain.tell()
+            elif wait:
+                _ = drain.run() if is_new else drain.wait()
+        self._portico_end_timers()
+
+    def _portico_end_listener(self) -> None:
+        """Have the loop end, and close the socket. Safe again."""
+        if self._portico_loop is not None:
+            self._portico_stop()
+        close = getattr(getattr(self, "socket", None), "close", None)
+        if close is not None:
+            close()
+
+    def _portico_hold(self) -> float | None:
+        """None if something may be accepted now, else the seconds until it may; for ever: until something changes."""
+        return _FOR_EVER if self._portico_suspended else self._portico_connections.hold(self)
+
+    def _portico_note_handler(self, request: Any, handler: Any) -> None:
+        """This handler has a `goodbye`, and serves that connection."""
+        connection = self._portico_connections.of(request)
+        if connection is not None:
+            connection.handler = handler
+
+    # -- for the ways to run to say
+
+    def _portico_make_timers(self, found: Any, connections: Connections) -> Any:
+        """Who enforces the time limits. A thread, as the loop may be in a handler, or over before its requests are."""
+        from ._timekeeper import TimerThread
+
+        return TimerThread(found, connections)
+
+    def _portico_runners(self) -> list[Any]:
+        """What runs requests now: threads, tasks, process ids. Those of connections are known from them, too."""
+        return []
+
+    def _portico_reap(self) -> None:
+        """Notice requests that have ended, where nothing tells by itself."""
+
+    def _portico_cut(self, connection: Connection) -> None:
+        """Take the connection away from its handler, who sees a peer that has gone."""
+        sock = connection.current_socket()
+        if connection.reason is EndReason.SEND_TIMEOUT and isinstance(sock, _socket.socket):
+            try:
+                sock.setsockopt(_socket.SOL_SOCKET, _socket.SO_LINGER, _RESET)
+            except OSError:  # closed meanwhile
+                return
+        connection.shut(_socket.SHUT_RDWR)
+
+    def _portico_say_goodbye(self, connection: Connection) -> None:
+        """Call `connection.handler.goodbye()`, and then tell the connection to end. Does not wait for it."""
+        drain = self._portico_drain
+        if drain is not None:
+            drain.goodbyes.say(connection)
+
+
+class _Changed:
+    """A server as it would be with other values, to be checked."""
+
+    def __init__(self, server: object, values: dict[str, Any]) -> None:
+        vars(self).update(values)
+        self._server = server
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._server, name)
+
+
+# What is read again while a server runs.
+_LIVE = tuple(
+    setting.name for setting in limits.LIMITS if setting.name not in ("keepalive", "tcp_user_timeout", "reuse_threads")
+)

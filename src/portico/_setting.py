@@ -1,0 +1,171 @@
+"""What a setting is: a name, a default, a unit, a reason, and what it allows, in words and as a test.
+
+The mechanism only. Which settings there are, and every number, is `settings`'; what one does is said by the code that
+reads it.
+"""
+
+from __future__ import annotations
+
+from ._generics import Generic, SettingT
+from .errors import SettingError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any, Final
+
+__all__ = [
+    "ACCESS_LOG_KIND",
+    "BACKLOG",
+    "BYTES",
+    "COUNT",
+    "DURATION",
+    "EVENT_LOOP_KIND",
+    "FLAG",
+    "FRACTION",
+    "GROUP",
+    "MAYBE_COUNT",
+    "MAYBE_PAUSE",
+    "MODE",
+    "NETWORKS",
+    "OVERLOAD_KIND",
+    "PAUSE",
+    "PREFIX4",
+    "PREFIX6",
+    "SAME",
+    "SYSTEM_FLAG",
+    "Kind",
+    "Setting",
+]
+
+SAME: Final = object()
+"""In the place of a setting's `stdlib`: `socketserver` does the same."""
+
+
+class Kind(Generic[SettingT]):
+    """What values a setting allows, in words and as a test, and how the command line spells them."""
+
+    __slots__ = ("allowed", "parse", "test")
+
+    def __init__(self, allowed: str, test: Callable[[Any], bool], parse: Callable[[str], SettingT]) -> None:
+        self.allowed = allowed
+        self.test = test
+        self.parse = parse
+
+
+class Setting(Generic[SettingT]):
+    """One setting. `stdlib` is what `socketserver` has in its place, where the two differ."""
+
+    __slots__ = ("default", "kind", "name", "reason", "stdlib", "unit")
+
+    def __init__(
+        self, name: str, default: SettingT, kind: Kind[Any], *, unit: str, reason: str, stdlib: Any = SAME
+    ) -> None:
+        self.name = name
+        self.default = default
+        self.kind = kind
+        self.unit = unit
+        self.reason = reason
+        self.stdlib = stdlib
+
+    def check(self, value: Any) -> None:
+        """Raise `SettingError` unless `value` is allowed."""
+        if not self.kind.test(value):
+            raise SettingError(f"{self.name} must be {self.kind.allowed}, not {value!r}")
+
+    def parse(self, text: str) -> SettingT:
+        """Return the value that `text` spells on a command line; `SettingError` if it spells none."""
+        try:
+            value: SettingT = self.kind.parse(text)
+        except ValueError:
+            raise SettingError(f"{self.name} must be {self.kind.allowed}, not {text!r}") from None
+        self.check(value)
+        return value
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < float("inf")
+
+
+def _whole(low: int, high: int | None = None) -> Callable[[Any], bool]:
+    return lambda value: (
+        isinstance(value, int) and not isinstance(value, bool) and value >= low and (high is None or value <= high)
+    )
+
+
+def _maybe(parse: Callable[[str], Any]) -> Callable[[str], Any]:
+    return lambda text: None if text.lower() == "none" else parse(text)
+
+
+def _flag(text: str) -> bool:
+    words = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
+    if text.lower() not in words:
+        raise ValueError(text)
+    return words[text.lower()]
+
+
+def _group(text: str) -> int | str:
+    return int(text) if text.isdigit() else text
+
+
+def _is_networks(value: Any) -> bool:
+    from .admission import Networks  # only where somebody sets them
+
+    try:
+        Networks.parse(value)
+    except SettingError:
+        return False
+    return True
+
+
+FLAG: Final = Kind("true or false", lambda value: value in (True, False), _flag)
+SYSTEM_FLAG: Final = Kind(
+    "true, false, or none for the system's own default", lambda value: value in (True, False, None), _maybe(_flag)
+)
+COUNT: Final = Kind("a whole number from 1 up", _whole(1), int)
+BACKLOG: Final = Kind("a whole number from 0 up", _whole(0), int)
+BYTES: Final = Kind("a whole number of bytes from 1 to 65535", _whole(1, 65535), int)
+PAUSE: Final = Kind("a number of seconds above 0", lambda value: _number(value) and value > 0, float)
+WAIT: Final = Kind(
+    "a number of seconds from 0 up, or none",
+    lambda value: value is None or (_number(value) and value >= 0),
+    _maybe(float),
+)
+MODE: Final = Kind(
+    "file permissions from 0o000 to 0o777, or none",
+    lambda value: value is None or _whole(0, 0o777)(value),
+    _maybe(lambda text: int(text, 8)),
+)
+GROUP: Final = Kind(
+    "a group's name or number, or none",
+    lambda value: value is None or isinstance(value, str) or _whole(0)(value),
+    _maybe(_group),
+)
+
+EVENT_LOOP_KIND: Final = Kind(
+    '"auto", "asyncio" or "uvloop"', lambda value: value in ("auto", "asyncio", "uvloop"), str
+)
+
+# Kinds of limits. None is no limit.
+
+MAYBE_COUNT: Final = Kind(
+    "a whole number from 1 up, or none", lambda value: value is None or _whole(1)(value), _maybe(int)
+)
+MAYBE_PAUSE: Final = Kind(
+    "a number above 0, or none", lambda value: value is None or (_number(value) and value > 0), _maybe(float)
+)
+DURATION: Final = Kind("a number of seconds from 0 up", lambda value: _number(value) and value >= 0, float)
+FRACTION: Final = Kind("a number from 0 to 1", lambda value: _number(value) and 0 <= value <= 1, float)
+PREFIX4: Final = Kind("a whole number from 1 to 32", _whole(1, 32), int)
+PREFIX6: Final = Kind("a whole number from 1 to 128", _whole(1, 128), int)
+NETWORKS: Final = Kind(
+    'networks such as "10.0.0.0/8, 2001:db8::/32", a list of such, or none',
+    lambda value: value is None or _is_networks(value),
+    _maybe(str),
+)
+OVERLOAD_KIND: Final = Kind(
+    '"wait", "close", or an answer: bytes, or a callable that returns them',
+    lambda value: value in ("wait", "close") or isinstance(value, bytes) or callable(value),
+    lambda text: text if text in ("wait", "close") else text.encode().decode("unicode_escape").encode("latin-1"),
+)
+ACCESS_LOG_KIND: Final = Kind('"text", "json" or none', lambda value: value in ("text", "json", None), _maybe(str))

@@ -1,0 +1,47 @@
+"""A server's figures, gathered from where they are counted when somebody asks for them. Counts nothing itself."""
+
+from __future__ import annotations
+
+from ._connections import BOUNDS
+from .events import EndReason
+from .reports import Stats
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Final
+
+__all__ = ["stats"]
+
+_FAILURES: Final = (EndReason.FAILED, EndReason.KILLED)
+_TIMEOUTS: Final = (
+    EndReason.IDLE_TIMEOUT, EndReason.CONNECTION_TIMEOUT, EndReason.MIN_READ_RATE, EndReason.SEND_TIMEOUT
+)  # fmt: skip
+
+
+def stats(server: Any) -> Stats:
+    """A snapshot of what this server has done so far."""
+    connections = server._portico_connections
+    live, counts = connections.snapshot()
+    ended: dict[EndReason, int] = counts["ended"]
+    failed = sum(ended.get(reason, 0) for reason in _FAILURES)
+    accepted, done = counts["accepted"], sum(ended.values()) - failed
+    if not server._portico_has_streams:
+        accepted, failed = server._portico_taken - sum(counts["refused"].values()), counts["datagrams_failed"]
+        # Where a request runs in the loop, it has ended when anybody can ask, or is the one that asks.
+        over = counts["datagrams_ended"] if server._portico_waits_on_close else accepted
+        done = max(0, over - failed)
+    known = [traffic for connection in live if (traffic := connection.measure()) is not None]
+    return Stats(
+        state=server._portico_lifecycle.state,
+        accepted=accepted,
+        active=accepted - done - failed,
+        done=done,
+        failed=failed,
+        refused=counts["refused"],
+        would_refuse=counts["would_refuse"],
+        timed_out={reason.value: ended.get(reason, 0) for reason in _TIMEOUTS},
+        bytes_in=counts["bytes_in"] + sum(traffic.received for traffic in known),
+        bytes_out=counts["bytes_out"] + sum(traffic.sent for traffic in known),
+        durations=tuple(zip(BOUNDS, counts["durations"], strict=True)),
+        ended={reason.value: number for reason, number in ended.items()},
+    )

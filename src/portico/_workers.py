@@ -1,0 +1,111 @@
+"""Threads that serve one request after the other (`reuse_threads`).
+
+How a request runs in one is `threads`' business.
+"""
+
+from __future__ import annotations
+
+import threading
+from queue import Empty, SimpleQueue
+from random import uniform
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any, Final, TypeAlias
+
+    Job: TypeAlias = Callable[[], object]
+
+__all__ = ["Workers"]
+
+# Of requests_per_thread, taken off at random, so that not all threads end at once.
+_JITTER: Final = 0.1
+
+
+class Workers:
+    """The re-used threads of one server. Jobs come from its loop's thread; one that finds nobody waiting has a new
+    thread.
+
+    A worker that nobody needs for `thread_idle_timeout` seconds, or that has done its share, ends.
+    """
+
+    def __init__(self, server: Any, run: Callable[[Callable[[], None]], None]) -> None:
+        self._server = server
+        self._run = run
+        """Runs the whole of a worker: hooks before and after."""
+        self._jobs: SimpleQueue[Job | None] = SimpleQueue()
+        self._lock = threading.Lock()
+        self._idle = 0
+        self.over = False
+        self.threads: set[threading.Thread] = set()
+        self._working: set[threading.Thread] = set()
+
+    @property
+    def busy(self) -> int:
+        """Workers that run a request, or are about to begin or to end."""
+        return len(self.threads) - self._idle
+
+    def running(self) -> set[threading.Thread]:
+        """Workers that run a request."""
+        return self._working.copy()
+
+    def submit(self, job: Job) -> None:
+        """Have a worker do it. Raises `RuntimeError` if one is needed and cannot be started."""
+        with self._lock:
+            waits = self._idle > 0
+            self._idle -= waits
+        if waits:
+            self._jobs.put(job)
+            return
+        thread = threading.Thread(target=self._run, args=(lambda: self._work(job),), daemon=self._server.daemon_threads)
+        thread.name = thread.name.replace("_run_worker", "process_request_thread")
+        self.threads.add(thread)
+        try:
+            thread.start()
+        except BaseException:
+            self.threads.discard(thread)
+            raise
+
+    def _work(self, job: Job | None) -> None:
+        share = self._server.requests_per_thread
+        left = None if share is None else max(1, round(share * uniform(1 - _JITTER, 1)))
+        me = threading.current_thread()
+        while job is not None:
+            self._working.add(me)
+            try:
+                job()
+            finally:
+                self._working.discard(me)
+            job = None  # what it holds must not wait for the next one
+            if left is not None:
+                left -= 1
+                if not left:
+                    return
+            job = self._next()
+
+    def _next(self) -> Job | None:
+        with self._lock:
+            if self.over:
+                return None
+            self._idle += 1
+        self._server._portico_connections.make_room(self._server)
+        try:
+            return self._jobs.get(timeout=self._server.thread_idle_timeout)
+        except Empty:
+            with self._lock:
+                if self._idle:
+                    self._idle -= 1
+                    return None
+            return self._jobs.get()  # whoever has counted on this one is about to put it in
+
+    def ended(self) -> None:
+        """Called by a worker, as the last thing it does."""
+        self.threads.discard(threading.current_thread())
+
+    def close(self) -> None:
+        """Let those that wait go. Does not wait for them."""
+        with self._lock:
+            self.over = True
+            idle, self._idle = self._idle, 0
+        for _ in range(idle):
+            self._jobs.put(None)
