@@ -60,7 +60,7 @@ class Connection:
         self.reason: EndReason | None = None
         """Why it has ended, or is about to."""
         self.runner: Any = None
-        """What runs its handler: a thread, a green thread, a task or a process id; None if that is the server's loop."""
+        """What runs its handler: a thread, a green thread, a task, a process id; None if that is the server's loop."""
         self.client: Any = None
         """Whom the limits per client count it for, if there are any."""
         self.key: int | None = None

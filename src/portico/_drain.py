@@ -177,7 +177,7 @@ class Drain:
 
 
 class Goodbyes:
-    """Says goodbye for handlers that block: one after the other, in a thread that ends when there is none left to say."""
+    """Says goodbye for handlers that block: one after the other, in a thread that ends when none is left to be said."""
 
     def __init__(self, server: Any) -> None:
         self._server = server

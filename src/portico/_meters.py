@@ -140,8 +140,9 @@ class MeteredSocket(Metered, socket.socket):
 
     __slots__ = ("connection",)
 
-    def __init__(self, family: int = -1, type: int = -1, proto: int = -1, fileno: int | None = None) -> None:  # noqa:
-    A002
+    def __init__(
+        self, family: int = -1, type: int = -1, proto: int = -1, fileno: int | None = None,  # noqa: A002
+    ) -> None:  # fmt: skip
         super().__init__(family, type, proto, fileno)
         self.connection = None
 
@@ -204,7 +205,7 @@ class Counting(Metered):
         return count
 
     def sendall(self, data: Any, flags: int = 0, /) -> None:
-        """In pieces, so that a slow peer is told from one that takes nothing; with a timeout, which is for the whole, not."""
+        """In pieces, so that a slow peer is told from one that takes nothing. Not with a timeout: that is for the whole."""
         if (type(data) is bytes and len(data) <= _PIECE) or self.gettimeout() is not None:  # type: ignore[attr-defined]
             super().sendall(data, flags)  # type: ignore[misc]
             self._gave(memoryview(data).nbytes)

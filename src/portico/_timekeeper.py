@@ -99,7 +99,7 @@ class Timekeeper:
 
 
 class TimerThread:
-    """Looks in a thread of its own, as long as there is something to look at; started by whoever has something first."""
+    """Looks in a thread of its own while there is something to look at; started by whoever has something first."""
 
     def __init__(self, limits: TimeLimits, live: Sized) -> None:
         self.keeper = Timekeeper(limits, live, self._sooner)
