@@ -98,8 +98,7 @@ class AsyncSocket(Watched):
         found: tuple[bytes, Any] = await self._call(_READ, _Socket.recvfrom, bufsize, flags)
         return found
 
-    async def recvfrom_into(self, buffer: Any, nbytes: int = 0, flags: int = 0, /) -> tuple[int, Any]:  # type:
-    ignore[override]
+    async def recvfrom_into(self, buffer: Any, nbytes: int = 0, flags: int = 0, /) -> tuple[int, Any]:  # type: ignore[override]
         """As `recvfrom`, into a buffer."""
         found: tuple[int, Any] = await self._call(_READ, _Socket.recvfrom_into, buffer, nbytes, flags)
         return found

@@ -205,7 +205,7 @@ class Counting(Metered):
         return count
 
     def sendall(self, data: Any, flags: int = 0, /) -> None:
-        """In pieces, so that a slow peer is told from one that takes nothing. Not with a timeout: that is for the whole."""
+        """In pieces, so that a slow peer is told from one that takes nothing; but a timeout is for the whole."""
         if (type(data) is bytes and len(data) <= _PIECE) or self.gettimeout() is not None:  # type: ignore[attr-defined]
             super().sendall(data, flags)  # type: ignore[misc]
             self._gave(memoryview(data).nbytes)
