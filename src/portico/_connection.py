@@ -9,7 +9,7 @@ import socket
 import weakref
 from time import monotonic
 
-from ._meters import Counting, Metered, Tally, kernel_counts, kernel_figures, kernel_traffic
+from ._meters import Counting, Metered, Tally, kernel_counts, kernel_figures, kernel_totals, kernel_traffic
 from .events import EndReason
 
 TYPE_CHECKING = False
@@ -44,6 +44,7 @@ class Connection:
         "_socket",
         "client",
         "client_address",
+        "credentials",
         "handler",
         "id",
         "kept",
@@ -63,6 +64,8 @@ class Connection:
         """What runs its handler: a thread, a green thread, a task, a process id; None if that is the server's loop."""
         self.client: Any = None
         """Whom the limits per client count it for, if there are any."""
+        self.credentials: Any = None
+        """Who is behind a Unix socket, where the access log has asked."""
         self.key: int | None = None
         """Where the registry finds it, if its socket does not know it."""
         self.handler: Any = None
@@ -168,14 +171,22 @@ class Connection:
         return self._known
 
     def _read(self) -> None:
+        if not self._counted:
+            return
         sock = self.current_socket()
-        if sock is None or not self._counted:
+        if sock is None:
             return
         if self.tally is not None:
             self._known = self.tally.traffic(sock)
         else:
             self._figures = kernel_figures(sock) or self._figures
             self._read_at = monotonic()
+
+    def totals(self) -> tuple[int, int]:
+        """Bytes in and out, as last read; 0 where they are not known."""
+        if self._figures is not None:
+            return kernel_totals(self._figures)
+        return (0, 0) if self._known is None else (self._known.received, self._known.sent)
 
     def settle(self) -> None:
         """It is about to be shut down by its server: the best moment to read what has gone over it, and the last one.

@@ -20,9 +20,10 @@ from .lifecycle import ConnectionEnded, ConnectionsHigh, ConnectionStarted, EndR
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from typing import Any, Final
 
+    from ._access_log import AccessLog
     from .admission import Admission
 
 __all__ = ["BOUNDS", "Connections"]
@@ -44,7 +45,10 @@ class Connections:
         self.keeper: Any = None
         """Who enforces the time limits, if there are any."""
         self.tells = False
-        """Whether anybody wants to know of each connection's start and end."""
+        """Whether anybody wants to know of each connection's start and end: either of these two."""
+        self.has_listener = False
+        """Whether the server's `handle_event` is somebody's own."""
+        self.access_log: AccessLog | None = None
         self.is_full = False
         """Clients wait in the backlog; the loop has to be woken by the next end."""
         self.someone_ended: threading.Event | None = None
@@ -141,8 +145,7 @@ class Connections:
         if self.keeper is not None:
             self.keeper.add(connection)
         if self.tells:
-            connection._note_local()
-            logs.emit(server, ConnectionStarted(connection))
+            self._tell_of_start(server, connection)
         if len(self._live) >= self.alarm_at:
             self._alarm(server)
         return True
@@ -154,6 +157,9 @@ class Connections:
             return True
         self.refuse(server, reason, client_address)
         if not server.limits_dry_run:
+            log = self.access_log
+            if log is not None and type(request) is not tuple:  # a datagram is no connection
+                _write(server, log.refused, reason, request, client_address)
             _turn_away(server, request, client_address, reason)
         return bool(server.limits_dry_run)
 
@@ -171,7 +177,7 @@ class Connections:
         counts = self.would_refuse if server.limits_dry_run and reason not in _NO_LIMIT else self.refused
         with self._lock:
             counts[reason] = counts.get(reason, 0) + 1
-        if self.tells:
+        if self.has_listener:
             logs.emit(server, Refused(reason, client_address, counts is self.would_refuse))
 
     def _alarm(self, server: Any) -> None:
@@ -200,7 +206,7 @@ class Connections:
         if self.someone_ended is not None:
             self.someone_ended.set()
         if self.tells:
-            logs.emit(server, ConnectionEnded(connection))
+            self._tell_of_end(server, connection)
 
     def end_datagram(self, request: Any) -> None:
         """The request of a datagram is over."""
@@ -214,10 +220,29 @@ class Connections:
         assert connection.reason is not None
         self.ended[connection.reason] = self.ended.get(connection.reason, 0) + 1
         self.durations[bisect_left(BOUNDS, connection.age)] += 1
-        known = connection.measure()
-        if known is not None:
-            self.bytes_in += known.received
-            self.bytes_out += known.sent
+        received, sent = connection.totals()
+        self.bytes_in += received
+        self.bytes_out += sent
+
+    # -- who is told
+
+    def listen(self, access_log: AccessLog | None, has_listener: bool) -> None:
+        """Who wants to know of each connection: the access log, an overridden `handle_event`, or neither."""
+        self.access_log, self.has_listener = access_log, has_listener
+        self.tells = has_listener or access_log is not None
+
+    def _tell_of_start(self, server: Any, connection: Connection) -> None:
+        connection._note_local()
+        if self.access_log is not None:
+            _write(server, self.access_log.begun, connection)
+        if self.has_listener:
+            logs.emit(server, ConnectionStarted(connection))
+
+    def _tell_of_end(self, server: Any, connection: Connection) -> None:
+        if self.access_log is not None:
+            _write(server, self.access_log.ended, connection)
+        if self.has_listener:
+            logs.emit(server, ConnectionEnded(connection))
 
 
 def _client(request: Any, client_address: Any) -> Any:
@@ -228,6 +253,14 @@ def _client(request: Any, client_address: Any) -> Any:
         return "uid", _sockets.peer_credentials(request).uid
     except Exception:  # closed already, a datagram, a system without credentials
         return "uid", None
+
+
+def _write(server: Any, write: Callable[..., None], *what: Any) -> None:
+    """A line of the access log; that it cannot be written is no reason for anything else to fail."""
+    try:
+        write(*what)
+    except Exception as error:
+        logs.emit(server, HookFailed("access_log", error))
 
 
 def _turn_away(server: Any, request: Any, client_address: Any, reason: str) -> None:

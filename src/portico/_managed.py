@@ -36,6 +36,18 @@ _RESET = struct.pack("ii", 1, 0)  # SO_LINGER on, for no time: close() frees wha
 _AS_SET: Any = object()
 
 
+class _OwnConnections:
+    """Makes a server's registry when it is first asked for; then that stands in the instance, and hides this.
+
+    A mix-in has no constructor to make it in.
+    """
+
+    def __get__(self, server: Any, owner: type) -> Connections:
+        # By setdefault, so that of two threads that come here at once both get the same.
+        made: Connections = vars(server).setdefault("_portico_connections", Connections())
+        return made
+
+
 class Managed:
     """The part of a server that an operator sees."""
 
@@ -68,6 +80,7 @@ class Managed:
     _portico_system = System()
     _portico_loop: Any = None
     """Whoever waits for this server's requests while it serves; at the least it can `wake`."""
+    _portico_connections = _OwnConnections()
     _portico_limited = False
     """Whether `_portico_hold` has to be asked before anything is accepted."""
     _portico_suspended = False
@@ -158,14 +171,6 @@ class Managed:
     # -- for the house
 
     @property
-    def _portico_connections(self) -> Connections:
-        found = vars(self).get("_portico_own_connections")
-        if found is None:
-            found = vars(self).setdefault("_portico_own_connections", Connections())
-        known: Connections = found
-        return known
-
-    @property
     def _portico_has_streams(self) -> bool:
         """Whether its requests are connections; a server with an own idea of requests does not always say."""
         return getattr(self, "socket_type", None) == _socket.SOCK_STREAM
@@ -183,8 +188,12 @@ class Managed:
         self._portico_limited = ruled or self._portico_suspended
         most = self.max_connections if self.connections_alarm is None else self.connections_alarm
         connections.alarm_at = _FOR_EVER if most is None else most
-        listens = hasattr(self, "handle_event") and self._portico_overridden("handle_event")
-        connections.tells = listens or self.access_log is not None
+        access_log = None
+        if self.access_log is not None:
+            from ._access_log import AccessLog  # only where it is wanted
+
+            access_log = AccessLog(self.access_log)
+        connections.listen(access_log, hasattr(self, "handle_event") and self._portico_overridden("handle_event"))
         self._portico_refresh_timers(connections)
 
     def _portico_refresh_timers(self, connections: Connections) -> None:

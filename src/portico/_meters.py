@@ -26,6 +26,7 @@ __all__ = [
     "kernel_counts",
     "kernel_counts_family",
     "kernel_figures",
+    "kernel_totals",
     "kernel_traffic",
 ]
 
@@ -95,12 +96,16 @@ def kernel_figures(sock: Any) -> tuple[int, ...] | None:
         return None
 
 
+def kernel_totals(figures: tuple[int, ...]) -> tuple[int, int]:
+    """Bytes in and out, as figures say."""
+    state, _, _, _, received, _, sent, again = figures
+    return received - (state in _ENDED), sent - again
+
+
 def kernel_traffic(figures: tuple[int, ...], now: float) -> Traffic:
     """What figures read at that time say."""
-    state, unacked, sent_ago, received_ago, received, unsent, sent, again = figures
-    if state in _ENDED:
-        received -= 1
-    sent -= again
+    _, unacked, sent_ago, received_ago, _, unsent, _, _ = figures
+    received, sent = kernel_totals(figures)
     waiting = unacked + unsent
     heard, said = now - received_ago / 1000, now - sent_ago / 1000
     return Traffic(received, sent, taken=sent - waiting, waiting=waiting, heard=heard, said=said)
