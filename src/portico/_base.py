@@ -212,6 +212,9 @@ class BaseServer(Serving, Generic[RequestT]):
     def process_request(self, request: RequestT, client_address: Any) -> None:
         """Run one request to its end, here and now. The mix-ins run it elsewhere."""
         self.finish_request(request, client_address)
+        connection = self._portico_connections.of(request)
+        if connection is not None:
+            connection.settle()
         self.shutdown_request(request)
 
     def finish_request(self, request: RequestT, client_address: Any) -> None:

@@ -23,6 +23,7 @@ __all__ = ["Connection"]
 
 # Seconds; the kernel tells in milliseconds and counts in ticks of up to 10.
 _MOMENT: Final = 0.02
+_reference: Final = weakref.ref
 _shutdown: Final = socket.SocketType.shutdown
 
 
@@ -32,71 +33,52 @@ class Connection:
     `bytes_in` and `bytes_out` are None where they cannot be known: of a process that has the only copy of the socket.
     """
 
-    __slots__ = (
-        "_began",
-        "_counted",
-        "_ended",
-        "_figures",
-        "_known",
-        "_local",
-        "_read_at",
-        "_server",
-        "_socket",
-        "client",
-        "client_address",
-        "credentials",
-        "handler",
-        "id",
-        "kept",
-        "key",
-        "marks",
-        "reason",
-        "runner",
-        "tally",
-    )  # fmt: skip
+    # Class variables, and no slots, since most connections begin and end without any of these being set.
+
+    reason: EndReason | None = None
+    """Why it has ended, or is about to."""
+    runner: Any = None
+    """What runs its handler: a thread, a green thread, a task, a process id; None if that is the server's loop."""
+    client: Any = None
+    """Whom the limits per client count it for, if there are any."""
+    credentials: Any = None
+    """Who is behind a Unix socket, where the access log has asked."""
+    key: int | None = None
+    """Where the registry finds it, if its socket does not know it."""
+    handler: Any = None
+    """The handler, where it has a `goodbye` to be said."""
+    kept: Any = None
+    """A second descriptor of it: the parent's where a child serves it, ours where a handler has wrapped the first."""
+    marks: Any = None
+    tally: Tally | None = None
+    _ended: float | None = None
+    _local: Any = None
+    _counted = True
+    """Whether it can be read what has gone over it."""
+    _figures: tuple[int, ...] | None = None
+    """What the kernel said last, and when it was asked; read for every connection, understood for few."""
+    _read_at = 0.0
+    _known: Traffic | None = None
 
     def __init__(self, server: Any, request: Any, client_address: Any, number: int) -> None:
         self.id = number
         self.client_address = client_address
-        self.reason: EndReason | None = None
-        """Why it has ended, or is about to."""
-        self.runner: Any = None
-        """What runs its handler: a thread, a green thread, a task, a process id; None if that is the server's loop."""
-        self.client: Any = None
-        """Whom the limits per client count it for, if there are any."""
-        self.credentials: Any = None
-        """Who is behind a Unix socket, where the access log has asked."""
-        self.key: int | None = None
-        """Where the registry finds it, if its socket does not know it."""
-        self.handler: Any = None
-        """The handler, where it has a `goodbye` to be said."""
-        self.kept: Any = None
-        """The parent's copy of a socket that a child process serves."""
-        self.marks: Any = None
-        self.tally: Tally | None = None
         self._server = server
         self._began = monotonic()
-        self._ended: float | None = None
-        self._local: Any = None
-        self._figures: tuple[int, ...] | None = None
-        """What the kernel said last, and when it was asked; read for every connection, understood for few."""
-        self._read_at = 0.0
-        self._known: Traffic | None = None
         self.follow(request)
 
     def follow(self, request: Any) -> None:
         """From now on this is its socket. Not kept alive from here: one that is forgotten is closed, as ever."""
         try:
-            self._socket: Callable[[], Any] = weakref.ref(request)
+            self._socket: Callable[[], Any] = _reference(request)
         except TypeError:  # nothing that could be referred to weakly, such as None
             self._socket = lambda: request
         if isinstance(request, Metered):
             request.connection = self
             if isinstance(request, Counting) and self.tally is None:
                 self.tally = Tally(self._began)
-            self._counted = True
-        else:
-            self._counted = self.tally is not None or (isinstance(request, socket.socket) and kernel_counts(request))
+        elif self.tally is None:
+            self._counted = isinstance(request, socket.socket) and kernel_counts(request)
 
     # -- for everybody
 
@@ -193,8 +175,14 @@ class Connection:
 
         Afterwards the kernel counts the peer's end as a byte received, or not, and no longer tells which.
         """
-        self._read()
+        if self._counted:
+            self._read()
+            self._counted = False
+
+    def goes_unseen(self) -> None:
+        """From now on what goes over it is known to another process alone: what was known here would mislead."""
         self._counted = False
+        self.tally = self._figures = self._known = None
 
     def leaves_socket(self) -> None:
         """Its socket is about to close: the last moment that what has gone over it can be read."""
@@ -231,18 +219,17 @@ class Connection:
         if self.runner is not None and self.kept is None:
             self.kept = socket.fromfd(sock.fileno(), sock.family, sock.type, sock.proto)
 
-    def over(self) -> bool:
-        """Note the end; False if it has been noted before."""
-        if self._ended is not None:
-            return False
-        self._read()
-        self._ended = monotonic()
+    def over(self) -> float:
+        """It has ended: free what it holds. Returns the seconds that it has lasted."""
+        self._ended = now = monotonic()
+        if self._counted:
+            self._read()
         if self.kept is not None:
             self.kept.close()
             self.kept = None
         self.handler = self.marks = None
         self._socket = _nothing
-        return True
+        return now - self._began
 
     def _note_local(self) -> None:
         sock = self.current_socket()

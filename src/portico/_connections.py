@@ -63,7 +63,7 @@ class Connections:
         self._live: dict[int, Connection] = {}
         self._foreign: dict[int, Connection] = {}
         self._numbers = count(1)
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # re-entrant: a signal handler may ask for figures in the middle of it
         self.alarm_at = float("inf")
         self._alarmed_at = float("-inf")
 
@@ -97,11 +97,16 @@ class Connections:
         return [connection.client for connection in self]
 
     def of(self, request: Any) -> Connection | None:
-        """The live connection that this request is."""
-        if isinstance(request, Metered):
-            known: Connection | None = request.connection
-            return known
-        return self._foreign.get(id(request))
+        """The live connection that this request is; None for datagrams."""
+        if type(request) is tuple:
+            return None
+        try:
+            found = request.connection
+        except AttributeError:  # no socket of ours
+            found = None
+        if type(found) is Connection:
+            return found
+        return self._foreign.get(id(request)) if self._foreign else None
 
     def stand_in(self, server: Any, runner: Any) -> Connection:
         """In the place of a connection, for a request that has none."""
@@ -192,21 +197,25 @@ class Connections:
         """A connection is over, for this reason unless another is known. From any thread, and again."""
         if self._live.pop(connection.id, None) is None:
             return
-        connection.over()
+        lasted = connection.over()
         if connection.reason is None:
             connection.reason = reason
-        server = connection._server
+        received, sent = connection.totals()
+        with self._lock:
+            self.ended[connection.reason] = self.ended.get(connection.reason, 0) + 1
+            self.durations[bisect_left(BOUNDS, lasted)] += 1
+            self.bytes_in += received
+            self.bytes_out += sent
         if connection.key is not None:
             self._foreign.pop(connection.key, None)
-        with self._lock:
-            self._count(connection)
         if self.admission is not None and connection.client is not None:
             self.admission.left(connection.client)
-        self.make_room(server)
+        if self.is_full:
+            self.make_room(connection._server)
         if self.someone_ended is not None:
             self.someone_ended.set()
         if self.tells:
-            self._tell_of_end(server, connection)
+            self._tell_of_end(connection._server, connection)
 
     def end_datagram(self, request: Any) -> None:
         """The request of a datagram is over."""
@@ -215,14 +224,6 @@ class Connections:
                 self.datagrams_ended += 1
             if self.someone_ended is not None:
                 self.someone_ended.set()
-
-    def _count(self, connection: Connection) -> None:
-        assert connection.reason is not None
-        self.ended[connection.reason] = self.ended.get(connection.reason, 0) + 1
-        self.durations[bisect_left(BOUNDS, connection.age)] += 1
-        received, sent = connection.totals()
-        self.bytes_in += received
-        self.bytes_out += sent
 
     # -- who is told
 

@@ -53,9 +53,6 @@ class TCPServer(BaseServer[_socket.socket]):
 
     def shutdown_request(self, request: _socket.socket) -> None:
         """Tell the peer that nothing more comes (half-close), then close."""
-        connection = self._portico_connections.of(request)
-        if connection is not None:
-            connection.settle()
         try:
             request.shutdown(_socket.SHUT_WR)
         except OSError:  # the peer was first
