@@ -21,7 +21,7 @@ MODULES = sorted(PACKAGE.glob("*.py"))
 FLOORS = (
     {"__init__", "__main__"},
     {"cli"},
-    {"_install", "_program"},
+    {"_install", "_program", "_budget"},
     {"presets", "green_presets", "async_presets"},
     {"threads", "forks", "green", "aio"},
     {"_green_sockets", "_async_sockets", "_watchdog", "_workers", "_children"},
@@ -35,7 +35,7 @@ FLOORS = (
     {"_serving"},
     {"_managed"},
     {"_running"},
-    {"_drain", "_stats", "_timekeeper"},
+    {"_access_log", "_drain", "_stats", "_timekeeper"},
     {"_connections", "reports"},
     {"_connection"},
     {"_acceptor", "_background", "logs"},

@@ -80,6 +80,23 @@ class System:
         """This process."""
         return os.getpid()
 
+    def most_descriptors(self) -> int:
+        """How many descriptors this process may have, softly; -1 for no limit, or for none to be known."""
+        try:
+            import resource
+        except ImportError:
+            return -1
+        soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        return -1 if soft == resource.RLIM_INFINITY else soft
+
+    def free_memory(self) -> int:
+        """Bytes that can be had without swapping, in this control group; 1 GiB where nobody knows."""
+        found = [_number("/proc/meminfo", "MemAvailable:", 1024)]
+        most, used = _number("/sys/fs/cgroup/memory.max"), _number("/sys/fs/cgroup/memory.current")
+        if most is not None and used is not None:
+            found.append(max(0, most - used))
+        return min((number for number in found if number is not None), default=1 << 30)
+
     def monotonic(self) -> float:
         """Seconds on a clock that is never set back."""
         return time.monotonic()
@@ -113,3 +130,12 @@ class System:
     def environ(self) -> MutableMapping[str, str]:
         """The process's environment."""
         return os.environ
+
+
+def _number(path: str, name: str = "", unit: int = 1) -> int | None:
+    """The number in a file of the kernel's, of the line that begins with `name`; None if there is none."""
+    try:
+        with open(path) as file:
+            return next(int(line.removeprefix(name).split()[0]) * unit for line in file if line.startswith(name))
+    except (OSError, ValueError, IndexError, StopIteration):  # another system, or "max"
+        return None

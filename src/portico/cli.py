@@ -10,10 +10,12 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
+import socket
 import sys
 from contextlib import ExitStack
+from functools import partial
 
-from . import _program, _sockets, presets, servers, settings
+from . import _budget, _program, _sockets, presets, servers, settings
 from ._addresses import describe, parse
 from ._base import BaseServer
 from ._install import install
@@ -96,12 +98,21 @@ def _serve(options: argparse.Namespace) -> int:
     running: list[BaseServer[Any]] = []
     with StopsOnSignals(running, last=True) as signals, ExitStack() as stack:
         for address in options.addresses:
-            running.append(stack.enter_context(_server(address, handler, options.concurrency, values)))
+            safe = partial(_safe, len(options.addresses))
+            running.append(stack.enter_context(_server(address, handler, options.concurrency, values, safe=safe)))
             _refuse_the_same_socket(running, address)
         for server in running:
             print(f"serving {options.handler} on {describe(server.socket)}", flush=True)
+        told = next((server for server in running if server.socket_type == socket.SOCK_STREAM), running[0])
+        print(f"limits: {_budget.told(told)}; see 'portico settings'", flush=True)
         signals.serve(serve_together)
     return signals.status
+
+
+def _safe(number: int, server_class: Any) -> dict[str, Any]:
+    """The limits of each of so many servers, where none are set: its share of this process's descriptors and memory."""
+    streams = server_class.socket_type == socket.SOCK_STREAM
+    return _budget.defaults(server_class, number, System()) if streams else {}
 
 
 def _handler(name: str) -> Any:
@@ -130,15 +141,17 @@ def _assignment(text: str) -> tuple[str, Any]:
     return name, settings.ALL[name].parse(value)
 
 
-def _server(address: str, handler: Any, concurrency: str, values: dict[str, Any]) -> BaseServer[Any]:
-    """The server for one address, bound. Errors name the address."""
+def _server(
+    address: str, handler: Any, concurrency: str, values: dict[str, Any], *, safe: Callable[[Any], dict[str, Any]]
+) -> BaseServer[Any]:
+    """The server for one address, bound, with these values and `safe` ones beside them. Errors name the address."""
     endpoint = parse(address)
     handed_down = _sockets.existing(endpoint.address, System())
     kind = endpoint.kind if handed_down is None else describe(handed_down).partition(":")[0]
     server_class = _server_class(kind, concurrency)
     try:
         server: BaseServer[Any] = server_class(
-            handed_down or endpoint.address, handler, **_fitting(server_class, values)
+            handed_down or endpoint.address, handler, **{**safe(server_class), **_fitting(server_class, values)}
         )
     except OSError as error:
         raise CommandError(error.strerror or str(error)) from None
