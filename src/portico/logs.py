@@ -1,4 +1,4 @@
-"""Events turned into `logging` records, on the logger `portico`. The only module that logs.
+"""Events turned into `logging` records, on the logger `portico`. Only this module and `_access_log` log.
 
 Quiet by default: a peer that leaves is DEBUG, a shortage WARNING, a fault ERROR with its traceback; nothing is logged
 per request. No handler is installed, so that a program that never configured logging still sees faults on stderr
