@@ -12,8 +12,10 @@ import pytest
 
 import portico
 from portico import settings
+from portico._managed import Managed
 from portico._on_loop import OnLoop
 from portico._serving import Serving
+from portico._setting import SAME
 
 from .test_house_rules import FLOORS
 
@@ -36,7 +38,7 @@ def page() -> str:
 
     rows = ""
     for setting in settings.ALL.values():
-        stdlib = shown(setting.stdlib) if setting.stdlib is not None else ""
+        stdlib = shown(setting.stdlib) if setting.stdlib is not SAME else ""
         rows += (
             f"| `{setting.name}` | {shown(setting.default)} | {stdlib} | {setting.kind.allowed} | {setting.reason} |\n"
         )
@@ -48,7 +50,7 @@ def test_the_settings_page_is_what_the_declarations_say() -> None:
 
 
 def test_class_variables_are_what_the_declarations_say() -> None:
-    classes = [Serving, portico.BaseServer, portico.UDPServer, portico.ThreadingMixIn, portico.ForkingMixIn]
+    classes = [Managed, Serving, portico.BaseServer, portico.UDPServer, portico.ThreadingMixIn, portico.ForkingMixIn]
     classes += [OnLoop, portico.GreenMixIn]
     for setting in settings.ALL.values():
         owner = next(cls for cls in classes if setting.name in vars(cls))
@@ -68,7 +70,7 @@ def test_the_design_page_names_every_room() -> None:
 
 def test_the_compatibility_page_names_every_default_that_differs() -> None:
     text = (ROOT / "docs" / "compatibility.md").read_text()
-    different = [setting.name for setting in settings.ALL.values() if setting.stdlib is not None]
+    different = [setting.name for setting in settings.ALL.values() if setting.stdlib is not SAME]
     assert not [name for name in different if f"`{name}`" not in text]
 
 

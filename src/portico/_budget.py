@@ -25,12 +25,15 @@ _IDLE_TIMEOUT: Final = 60.0
 _SEND_TIMEOUT: Final = 30.0
 
 
-def defaults(server_class: type, servers: int, system: System) -> dict[str, Any]:
-    """The limits of one of so many stream servers of this process, where nobody says otherwise."""
+def defaults(server_class: type, servers: int, system: System, *, most: float | None = None) -> dict[str, Any]:
+    """The limits of one of so many stream servers of this process, where nobody says otherwise.
+
+    `most` is the seconds that a connection may last at all, if that is limited.
+    """
     each = max(_EACH.get(base.__name__, _EACH_ON_A_LOOP) for base in server_class.__mro__)
     number, _ = budget(system.most_descriptors(), system.free_memory(), each=each)
-    most = max(1, number // servers)
-    return {"max_connections": most, "idle_timeout": _IDLE_TIMEOUT, "send_timeout": _SEND_TIMEOUT}
+    idle = _IDLE_TIMEOUT if most is None else min(_IDLE_TIMEOUT, most)
+    return {"max_connections": max(1, number // servers), "idle_timeout": idle, "send_timeout": _SEND_TIMEOUT}
 
 
 def told(server: object) -> str:

@@ -98,7 +98,7 @@ def _serve(options: argparse.Namespace) -> int:
     running: list[BaseServer[Any]] = []
     with StopsOnSignals(running, last=True) as signals, ExitStack() as stack:
         for address in options.addresses:
-            safe = partial(_safe, len(options.addresses))
+            safe = partial(_safe, len(options.addresses), values)
             running.append(stack.enter_context(_server(address, handler, options.concurrency, values, safe=safe)))
             _refuse_the_same_socket(running, address)
         for server in running:
@@ -109,10 +109,11 @@ def _serve(options: argparse.Namespace) -> int:
     return signals.status
 
 
-def _safe(number: int, server_class: Any) -> dict[str, Any]:
+def _safe(number: int, values: dict[str, Any], server_class: Any) -> dict[str, Any]:
     """The limits of each of so many servers, where none are set: its share of this process's descriptors and memory."""
     streams = server_class.socket_type == socket.SOCK_STREAM
-    return _budget.defaults(server_class, number, System()) if streams else {}
+    most = values.get("connection_timeout")
+    return _budget.defaults(server_class, number, System(), most=most) if streams else {}
 
 
 def _handler(name: str) -> Any:
