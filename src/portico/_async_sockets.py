@@ -255,8 +255,9 @@ class StreamSocket(MeteredSocket):
     __slots__ = ()
 
     def detach(self) -> int:
-        self._leaves()
-        return super().detach()
+        if self.connection is not None:
+            self.connection.leaves_socket()
+        return socket.socket.detach(self)
 
 
 class CountedReader(asyncio.StreamReader):

@@ -6,7 +6,7 @@ Whom there are, and what their ends count for, is `_connections`'; where the fig
 from __future__ import annotations
 
 import socket
-import weakref
+from _weakref import ref as _reference  # `weakref` is three times as dear, and adds nothing here
 from time import monotonic
 
 from ._meters import Counting, Metered, Tally, kernel_counts, kernel_figures, kernel_totals, kernel_traffic
@@ -23,7 +23,6 @@ __all__ = ["Connection"]
 
 # Seconds; the kernel tells in milliseconds and counts in ticks of up to 10.
 _MOMENT: Final = 0.02
-_reference: Final = weakref.ref
 _shutdown: Final = socket.SocketType.shutdown
 
 
@@ -55,7 +54,7 @@ class Connection:
     _local: Any = None
     _counted = True
     """Whether it can be read what has gone over it."""
-    _figures: tuple[int, ...] | None = None
+    _figures: bytes | None = None
     """What the kernel said last, and when it was asked; read for every connection, understood for few."""
     _read_at = 0.0
     _known: Traffic | None = None
@@ -216,7 +215,11 @@ class Connection:
 
         Closed when the connection ends.
         """
-        if self.runner is not None and self.kept is None:
+        if self.tally is None:
+            self.leaves_socket()
+        else:
+            self.goes_unseen()  # what takes its place does not count
+        if self.kept is None and (self.runner is not None or self._server._portico_closes_requests()):
             self.kept = socket.fromfd(sock.fileno(), sock.family, sock.type, sock.proto)
 
     def over(self) -> float:

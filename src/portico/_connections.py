@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import socket
 import threading
-from bisect import bisect_left
 from itertools import count
 from time import monotonic
 
@@ -31,8 +30,9 @@ __all__ = ["BOUNDS", "Connections"]
 _shutdown: Final = socket.SocketType.shutdown
 _send: Final = socket.SocketType.send
 _recv: Final = socket.SocketType.recv
-BOUNDS: Final = (0.001, 0.01, 0.1, 1.0, 10.0, 60.0, 600.0, float("inf"))
-"""Upper bounds of the duration histogram's classes, in seconds."""
+BOUNDS: Final = (*(2**power / 1000 for power in range(22)), float("inf"))
+"""Upper bounds of the duration histogram's classes, in seconds: powers of two, from a millisecond to 35 minutes."""
+_LAST_CLASS: Final = len(BOUNDS) - 1
 # Reasons that are no limit's: nobody asks whether they would have been refused.
 _NO_LIMIT: Final = ("verify_request", "overloaded")
 
@@ -203,7 +203,7 @@ class Connections:
         received, sent = connection.totals()
         with self._lock:
             self.ended[connection.reason] = self.ended.get(connection.reason, 0) + 1
-            self.durations[bisect_left(BOUNDS, lasted)] += 1
+            self.durations[min(int(lasted * 1000).bit_length(), _LAST_CLASS)] += 1
             self.bytes_in += received
             self.bytes_out += sent
         if connection.key is not None:

@@ -8,10 +8,9 @@ limits) it says by overriding the methods at the end.
 from __future__ import annotations
 
 import socket as _socket
-import struct
+import sys
 
 from . import limits, settings
-from ._connections import Connections
 from ._system import System
 from .errors import SettingError
 from .lifecycle import EndReason, Verb
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from ._connection import Connection
+    from ._connections import Connections
     from ._drain import Drain
     from .reports import DrainReport, Stats
 
@@ -32,7 +32,7 @@ _FOR_EVER = float("inf")
 _RULES = (
     "max_connections", "max_connections_per_client", "connection_rate", "connection_rate_per_client", "allow", "deny"
 )  # fmt: skip
-_RESET = struct.pack("ii", 1, 0)  # SO_LINGER on, for no time: close() frees what waits to be sent
+_RESET = (1).to_bytes(4, sys.byteorder) + bytes(4)  # SO_LINGER on, for no time: close() frees what waits to be sent
 _AS_SET: Any = object()
 
 
@@ -43,6 +43,8 @@ class _OwnConnections:
     """
 
     def __get__(self, server: Any, owner: type) -> Connections:
+        from ._connections import Connections  # not before there is a server
+
         # By setdefault, so that of two threads that come here at once both get the same.
         made: Connections = vars(server).setdefault("_portico_connections", Connections())
         return made
@@ -276,6 +278,10 @@ class Managed:
     def _portico_runners(self) -> list[Any]:
         """What runs requests now: threads, tasks, process ids. Those of connections are known from them, too."""
         return []
+
+    def _portico_closes_requests(self) -> bool:
+        """Whether a request that nobody runs elsewhere is run, and in the end closed, by hooks of ours."""
+        return not any(map(self._portico_overridden, ("process_request", "shutdown_request", "close_request")))
 
     def _portico_reap(self) -> None:
         """Notice requests that have ended, where nothing tells by itself."""

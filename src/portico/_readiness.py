@@ -171,7 +171,9 @@ class Watched(Metered, socket.socket):
         self._changed()
 
     def _real_close(self, _ss: Any = None) -> None:
-        connection = None if self.connection is None else self._leaves()
+        connection = self.connection
+        if connection is not None:
+            connection.leaves_socket()
         if self._edges and self._readiness is not None:
             self._edges = 0
             self._readiness.close_socket(self)
@@ -190,7 +192,6 @@ class Watched(Metered, socket.socket):
     def detach(self) -> int:
         if self.connection is not None:
             self.connection.socket_detached(self)
-            self._leaves()
         self._forget()
         descriptor = super().detach()
         self._wake()

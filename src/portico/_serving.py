@@ -11,14 +11,14 @@ from __future__ import annotations
 import contextvars
 import socket as _socket
 import sys
-import weakref
+from _weakref import ref
 
 from . import _handler_kinds, _sockets, logs, settings
 from ._acceptor import Acceptor, serve
 from ._loop import Loop, selector_class
 from ._managed import Managed
 from .errors import Overloaded, is_disconnect
-from .lifecycle import LOOP_ENDED, EndReason, HookFailed, Lifecycle, StateChanged, StopFlag
+from .lifecycle import LOOP_ENDED, EndReason, HookFailed, Lifecycle, State, StateChanged, StopFlag
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from typing import Any, Self
 
     from ._background import Background
-    from .lifecycle import State
 
 __all__ = ["Serving", "end_request", "note_failure", "request_context", "request_failed", "serve_together", "teller"]
 
@@ -209,8 +208,10 @@ class Serving(Managed):
         if not self._BaseServer__shutdown_request and self.fileno() < 0:
             raise ValueError(f"cannot serve: the socket of this {type(self).__name__} is closed")
         self._portico_prepare()
-        self._portico_lifecycle.clear()
-        self._portico_drain = None
+        lifecycle = self._portico_lifecycle
+        if lifecycle.state is State.CLOSED:  # and has another socket: what ended the first is over
+            self._portico_drain = None
+        lifecycle.clear()
         self._portico_loop = loop
         self._portico_wait_to_take(False)
         sock = getattr(self, "socket", None)
@@ -276,6 +277,8 @@ def end_request(server: Any, request: Any) -> None:
     try:
         if connection is not None:
             connection.settle()
+            if connection.key is None:
+                request.connection = None  # it need not tell of its closing
         server.shutdown_request(request)
     except Exception as error:
         logs.emit(server, HookFailed("shutdown_request", error))
@@ -293,7 +296,7 @@ def end_request(server: Any, request: Any) -> None:
 
 def teller(server: Any) -> Callable[[State, State], None]:
     """What a server's lifecycle tells its changes to. It does not keep the server alive."""
-    known = weakref.ref(server)
+    known = ref(server)
 
     def tell(before: State, after: State) -> None:
         found = known()

@@ -12,17 +12,16 @@ import socket
 import stat
 import sys
 from array import array  # socket has loaded it anyway
-from collections import namedtuple
 
 from . import _addresses
-from ._meters import CountedSocket, MeteredSocket, kernel_counts_family
 from .errors import AddressError, SettingError, UnavailableError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import Any
+    from typing import Any, Self
 
+    from ._meters import MeteredSocket
     from ._system import System
     from ._unix_files import SocketFile
 
@@ -51,14 +50,29 @@ _INHERITS_MODE = sys.platform != "linux"
 _IN_USE = errno.EADDRINUSE
 
 
-class Credentials(namedtuple("Credentials", ["pid", "uid", "gid"])):
+class Credentials(tuple[int, int, int]):
     """The process at the other end of a Unix connection, as the kernel saw it when it connected (unix(7))."""
 
     __slots__ = ()
+    # By hand: `namedtuple` compiles code for every class that it makes, a tenth of what `import portico` takes.
+    pid = property(lambda self: self[0], doc="Its process id.")
+    uid = property(lambda self: self[1], doc="Its user.")
+    gid = property(lambda self: self[2], doc="Its group.")
+
+    def __new__(cls, pid: int, uid: int, gid: int) -> Self:
+        return super().__new__(cls, (pid, uid, gid))
+
+    def __getnewargs__(self) -> tuple[int, int, int]:
+        return self.pid, self.uid, self.gid  # for copy and pickle
+
+    def __repr__(self) -> str:
+        return f"Credentials(pid={self.pid}, uid={self.uid}, gid={self.gid})"
 
 
 def connection_class(family: int) -> type[MeteredSocket]:
     """What the blocking ways to run give their handlers: a socket of which is known what goes over it."""
+    from ._meters import CountedSocket, MeteredSocket, kernel_counts_family  # not before there is a server
+
     return MeteredSocket if kernel_counts_family(family) else CountedSocket
 
 

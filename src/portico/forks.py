@@ -12,7 +12,6 @@ import sys
 
 from . import logs, settings
 from ._children import ChildWatch
-from ._meters import Metered
 from ._serving import Serving
 from .errors import Overloaded, is_disconnect
 from .lifecycle import STOP_FLAG, EndReason, ForkedWithThreads, HookFailed
@@ -70,20 +69,22 @@ class ForkingMixIn(Serving):
             self._portico_wait_for_room()
         if not self._portico_looked_for_threads:
             self._portico_look_for_threads()
+        connection = self._portico_connections.of(request)
         try:
             pid = self._portico_system.fork()
         except OSError as error:
             raise Overloaded(f"no process for a request ({error})") from error
         if pid == 0:
-            self._portico_run_child(request, client_address)
+            self._portico_run_child(request, client_address, connection)
         if self.active_children is None:
             self.active_children = set()
         self.active_children.add(pid)
         self._portico_may_sleep = False
-        connection = self._portico_connections.of(request)
         if connection is not None:
             connection.runner = pid
             self._portico_served.connections[pid] = connection
+            if not self._portico_keeps or connection.tally is not None:  # the child's tally counts, this one no more
+                connection.goes_unseen()
             if self._portico_keeps:
                 connection.kept = request
                 return
@@ -248,7 +249,7 @@ class ForkingMixIn(Serving):
 
     # -- in the child
 
-    def _portico_run_child(self, request: Any, client_address: Any) -> NoReturn:
+    def _portico_run_child(self, request: Any, client_address: Any, connection: Connection | None) -> NoReturn:
         """Close what is the parent's, run the request and end the process: status 0, or 1 after any exception.
 
         A child that kept a listener would hold the port, and the clients in its backlog, after the parent has ended. A
@@ -256,9 +257,8 @@ class ForkingMixIn(Serving):
         own: each page that a child writes to is a fault (measured: spread over more functions, 15 of 265 more).
         """
         status = _FAILED
-        connection = request.connection if isinstance(request, Metered) else None
         try:
-            if connection is not None:
+            if connection is not None and connection.key is None:
                 if self._portico_keeps and hasattr(self.RequestHandlerClass, "goodbye"):
                     self._portico_hear_of_goodbye(connection)
                 else:

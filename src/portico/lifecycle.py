@@ -75,8 +75,10 @@ def _table() -> dict[tuple[State, Verb], State]:
     for state in State:
         runs = state in (s.STARTING, s.SERVING, s.SUSPENDED)
         # An end without a start: programs set the event beforehand so that shutdown() cannot block on the stdlib's
-        # module. And a loop may end at any moment of the server's own end.
+        # module. And a loop may end at any moment of the server's own end, or find that one as it begins.
         steps[state, v.END] = s.STOPPED if runs else state
+        if state in over:
+            steps[state, v.READY] = state
         steps[state, v.DRAIN] = state if state in over else s.DRAINING
         steps[state, v.CLOSE] = state if state is s.CLOSED else s.CLOSING
     return steps
