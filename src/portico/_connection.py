@@ -230,7 +230,8 @@ class Connection:
         if self.kept is not None:
             self.kept.close()
             self.kept = None
-        self.handler = self.marks = None
+        if self.marks is not None or self.handler is not None:
+            self.handler = self.marks = None
         self._socket = _nothing
         return now - self._began
 

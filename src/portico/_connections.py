@@ -57,7 +57,7 @@ class Connections:
         self.datagrams_failed = self.datagrams_ended = 0
         self.refused: dict[str, int] = {}
         self.would_refuse: dict[str, int] = {}
-        self.ended: dict[EndReason, int] = {}
+        self.ended: dict[str, int] = {}
         self.durations = [0] * len(BOUNDS)
         self.bytes_in = self.bytes_out = 0
         self._live: dict[int, Connection] = {}
@@ -201,8 +201,9 @@ class Connections:
         if connection.reason is None:
             connection.reason = reason
         received, sent = connection.totals()
+        name = connection.reason._value_  # not the member, nor its `value`: both run code of enum's (0.4 us of 3)
         with self._lock:
-            self.ended[connection.reason] = self.ended.get(connection.reason, 0) + 1
+            self.ended[name] = self.ended.get(name, 0) + 1
             self.durations[min(int(lasted * 1000).bit_length(), _LAST_CLASS)] += 1
             self.bytes_in += received
             self.bytes_out += sent

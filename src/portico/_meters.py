@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import socket
 import sys
+from struct import Struct
 from time import monotonic
 
 TYPE_CHECKING = False
@@ -32,16 +33,17 @@ __all__ = [
 _Socket: Any = socket.SocketType
 _TCP: Final = int(socket.IPPROTO_TCP)
 _TCP_INFO: Final = 11
-# struct tcp_info of linux/tcp.h up to tcpi_bytes_retrans (Linux 4.19), and where in it things are. Read piece by piece:
-# most of it never is, and `struct` would cost an import.
-_LENGTH: Final = 216
-_UNACKED, _SAID_AGO, _HEARD_AGO, _UNSENT = (slice(at, at + 4) for at in (24, 44, 52, 144))
-_RECEIVED, _SENT, _AGAIN = (slice(at, at + 8) for at in (128, 200, 208))
+# struct tcp_info of linux/tcp.h up to tcpi_bytes_retrans (Linux 4.19): state, segments unacknowledged, milliseconds
+# since data was last sent and received, bytes received, bytes not sent yet, bytes sent, bytes sent again.
+_INFO: Final = 11
+# struct tcp_info of linux/tcp.h up to tcpi_bytes_retrans (Linux 4.19): state, segments unacknowledged, milliseconds since
+# data was last sent and received, bytes received, bytes not sent yet, bytes sent, bytes sent again.
+_INFO: Final = Struct("=B23xI16xI4xI72xQ8xI52xQQ")
+_LENGTH: Final = _INFO.size
+_unpack: Final = _INFO.unpack
 _getsockopt: Final = _Socket.getsockopt
-_number: Final = int.from_bytes
 # States in which the peer's end has come, which the kernel counts as a byte received.
 _ENDED: Final = (6, 8, 9, 11)
-_ORDER: Final = sys.byteorder
 _LINUX: Final = sys.platform == "linux"
 _PIECE: Final = 1 << 16
 _INET: Final = (int(socket.AF_INET), int(socket.AF_INET6))
@@ -100,17 +102,15 @@ def kernel_figures(sock: Any) -> bytes | None:
 
 def kernel_totals(figures: bytes) -> tuple[int, int]:
     """Bytes in and out, as figures say."""
-    received = _number(figures[_RECEIVED], _ORDER) - (figures[0] in _ENDED)
-    return received, _number(figures[_SENT], _ORDER) - _number(figures[_AGAIN], _ORDER)
+    state, _, _, _, received, _, sent, again = _unpack(figures)
+    return received - (state in _ENDED), sent - again
 
 
 def kernel_traffic(figures: bytes, now: float) -> Traffic:
     """What figures read at that time say."""
-    waiting, unsent, said_ago, heard_ago = (
-        _number(figures[at], _ORDER) for at in (_UNACKED, _UNSENT, _SAID_AGO, _HEARD_AGO)
-    )
-    waiting += unsent
+    _, unacked, said_ago, heard_ago, _, unsent, _, _ = _unpack(figures)
     received, sent = kernel_totals(figures)
+    waiting = unacked + unsent
     heard, said = now - heard_ago / 1000, now - said_ago / 1000
     return Traffic(received, sent, taken=sent - waiting, waiting=waiting, heard=heard, said=said)
 

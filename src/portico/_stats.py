@@ -22,8 +22,8 @@ def stats(server: Any) -> Stats:
     """A snapshot of what this server has done so far."""
     connections = server._portico_connections
     live, counts = connections.snapshot()
-    ended: dict[EndReason, int] = counts["ended"]
-    failed = sum(ended.get(reason, 0) for reason in _FAILURES)
+    ended: dict[str, int] = counts["ended"]
+    failed = sum(ended.get(reason.value, 0) for reason in _FAILURES)
     accepted, done = counts["accepted"], sum(ended.values()) - failed
     if not server._portico_has_streams:
         accepted, failed = server._portico_taken - sum(counts["refused"].values()), counts["datagrams_failed"]
@@ -39,9 +39,9 @@ def stats(server: Any) -> Stats:
         failed=failed,
         refused=counts["refused"],
         would_refuse=counts["would_refuse"],
-        timed_out={reason.value: ended.get(reason, 0) for reason in _TIMEOUTS},
+        timed_out={reason.value: ended.get(reason.value, 0) for reason in _TIMEOUTS},
         bytes_in=counts["bytes_in"] + sum(traffic.received for traffic in known),
         bytes_out=counts["bytes_out"] + sum(traffic.sent for traffic in known),
         durations=tuple(zip(BOUNDS, counts["durations"], strict=True)),
-        ended={reason.value: number for reason, number in ended.items()},
+        ended=ended,
     )
