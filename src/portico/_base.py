@@ -212,9 +212,6 @@ class BaseServer(Serving, Generic[RequestT]):
     def process_request(self, request: RequestT, client_address: Any) -> None:
         """Run one request to its end, here and now. The mix-ins run it elsewhere."""
         self.finish_request(request, client_address)
-        connection = self._portico_connections.of(request)
-        if connection is not None:
-            connection.settle()
         self.shutdown_request(request)
 
     def finish_request(self, request: RequestT, client_address: Any) -> None:
@@ -227,7 +224,7 @@ class BaseServer(Serving, Generic[RequestT]):
         is_plain: bool = type(made) is type and made.__new__ is _NEW
         if not is_plain:
             made(request, client_address, self)
-        elif not hasattr(made, "goodbye"):
+        elif not self._portico_says_goodbye:
             made.__init__(_NEW(made), request, client_address, self)
         else:
             handler = _NEW(made)

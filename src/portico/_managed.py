@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from ._drain import Drain
     from .reports import DrainReport, Stats
 
-__all__ = ["Managed"]
+__all__ = ["Managed", "Own"]
 
 _FOR_EVER = float("inf")
 # Settings that put a gate before the listener, or before who has been accepted.
@@ -36,18 +36,28 @@ _RESET = (1).to_bytes(4, sys.byteorder) + bytes(4)  # SO_LINGER on, for no time:
 _AS_SET: Any = object()
 
 
-class _OwnConnections:
-    """Makes a server's registry when it is first asked for; then that stands in the instance, and hides this.
+class Own:
+    """What each server has of its own, made when it is first asked for; from then on it stands in the instance.
 
     A mix-in has no constructor to make it in.
     """
 
-    def __get__(self, server: Any, owner: type) -> Connections:
-        from ._connections import Connections  # not before there is a server
+    def __init__(self, make: Callable[[], Any]) -> None:
+        self._make = make
+        self._name = ""
 
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, server: Any, owner: type) -> Any:
         # By setdefault, so that of two threads that come here at once both get the same.
-        made: Connections = vars(server).setdefault("_portico_connections", Connections())
-        return made
+        return self if server is None else vars(server).setdefault(self._name, self._make())
+
+
+def _make_connections() -> Connections:
+    from ._connections import Connections  # not before there is a server
+
+    return Connections()
 
 
 class Managed:
@@ -82,10 +92,12 @@ class Managed:
     _portico_system = System()
     _portico_loop: Any = None
     """Whoever waits for this server's requests while it serves; at the least it can `wake`."""
-    _portico_connections = _OwnConnections()
+    _portico_connections: Connections = Own(_make_connections)  # type: ignore[assignment]
     _portico_limited = False
     """Whether `_portico_hold` has to be asked before anything is accepted."""
     _portico_suspended = False
+    _portico_says_goodbye = False
+    """Whether handlers have a `goodbye`."""
     _portico_drain: Drain | None = None
     """The drain that has begun, if one has."""
     _portico_timers: Any = None
@@ -243,6 +255,7 @@ class Managed:
                 lifecycle.move(verb)
         else:
             drain, is_new = self._portico_begin_drain(_AS_SET)
+            drain.tells &= not (is_new and self.stdlib_compat)
             if not wait and is_new:
                 drain.tell()
             elif wait:
@@ -275,6 +288,12 @@ class Managed:
 
         return TimerThread(found, connections)
 
+    @property
+    def _portico_loop_thread(self) -> int | None:
+        """The thread that requests run in, where they have none of their own."""
+        found: int | None = self._portico_lifecycle.loop_thread
+        return found
+
     def _portico_runners(self) -> list[Any]:
         """What runs requests now: threads, tasks, process ids. Those of connections are known from them, too."""
         return []
@@ -286,10 +305,10 @@ class Managed:
     def _portico_reap(self) -> None:
         """Notice requests that have ended, where nothing tells by itself."""
 
-    def _portico_cut(self, connection: Connection) -> None:
+    def _portico_cut(self, connection: Connection, reason: EndReason) -> None:
         """Take the connection away from its handler, who sees a peer that has gone."""
         sock = connection.current_socket()
-        if connection.reason is EndReason.SEND_TIMEOUT and isinstance(sock, _socket.socket):
+        if reason is EndReason.SEND_TIMEOUT and isinstance(sock, _socket.socket):
             try:
                 sock.setsockopt(_socket.SOL_SOCKET, _socket.SO_LINGER, _RESET)
             except OSError:  # closed meanwhile

@@ -35,9 +35,6 @@ _TCP: Final = int(socket.IPPROTO_TCP)
 _TCP_INFO: Final = 11
 # struct tcp_info of linux/tcp.h up to tcpi_bytes_retrans (Linux 4.19): state, segments unacknowledged, milliseconds
 # since data was last sent and received, bytes received, bytes not sent yet, bytes sent, bytes sent again.
-_INFO: Final = 11
-# struct tcp_info of linux/tcp.h up to tcpi_bytes_retrans (Linux 4.19): state, segments unacknowledged, milliseconds since
-# data was last sent and received, bytes received, bytes not sent yet, bytes sent, bytes sent again.
 _INFO: Final = Struct("=B23xI16xI4xI72xQ8xI52xQQ")
 _LENGTH: Final = _INFO.size
 _unpack: Final = _INFO.unpack

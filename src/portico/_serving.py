@@ -224,6 +224,7 @@ class Serving(Managed):
 
     def _portico_prepare(self) -> None:
         """Read the limits, and note whom to ask before a request is run."""
+        self._portico_says_goodbye = hasattr(getattr(self, "RequestHandlerClass", None), "goodbye")
         self._portico_refresh()
         connections = self._portico_connections
         if self._portico_has_streams:
@@ -248,7 +249,7 @@ class Serving(Managed):
         lifecycle = self._portico_lifecycle
         with lifecycle.lock:
             lifecycle.end()
-            self._BaseServer__shutdown_request = False
+            self._BaseServer__shutdown_request = self._portico_suspended = False
             lifecycle.set()
 
 

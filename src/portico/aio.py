@@ -153,7 +153,7 @@ class AsyncMixIn(OnLoop):
     def finish_request(self, request: Any, client_address: Any) -> Any:
         """Call `RequestHandlerClass`, and return what has to be awaited to handle the request."""
         handler = self.RequestHandlerClass(request, client_address, self)
-        if hasattr(handler, "goodbye"):
+        if self._portico_says_goodbye:
             self._portico_note_handler(request, handler)
         return handler
 
@@ -187,6 +187,7 @@ class AsyncMixIn(OnLoop):
         run = self._portico_goodbye(connection)
         task = asyncio.get_running_loop().create_task(run, context=request_context(self))
         self._portico_requests.add(task)
+        self._portico_requests.goodbyes.add(task)
         task.add_done_callback(partial(_ended, self._portico_requests))
 
     async def _portico_goodbye(self, connection: Connection) -> None:

@@ -12,6 +12,7 @@ import sys
 
 from . import logs, settings
 from ._children import ChildWatch
+from ._managed import Own
 from ._serving import Serving
 from .errors import Overloaded, is_disconnect
 from .lifecycle import STOP_FLAG, EndReason, ForkedWithThreads, HookFailed
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
     from ._connection import Connection
     from ._connections import Connections
+    from ._drain import Drain
     from ._loop import Loop
 
 __all__ = ["ForkingMixIn"]
@@ -57,8 +59,11 @@ class ForkingMixIn(Serving):
     block_on_close: bool = settings.BLOCK_ON_CLOSE.default
 
     _portico_waits_on_close = True
+    _portico_served: _Served = Own(_Served)  # type: ignore[assignment]
     _portico_keeps = False
     """Whether the parent keeps its copy of a connection until the child has ended."""
+    _portico_says_goodbye = False
+    _portico_is_child = False
     _portico_child_watch: ChildWatch | None = None
     _portico_looked_for_threads = False
     _portico_warned_of_threads = False
@@ -87,6 +92,8 @@ class ForkingMixIn(Serving):
                 connection.goes_unseen()
             if self._portico_keeps:
                 connection.kept = request
+                if self._portico_says_goodbye:
+                    connection.handler = self.RequestHandlerClass  # in place of the child's, which has one to be said
                 return
         self.close_request(request)
 
@@ -117,6 +124,8 @@ class ForkingMixIn(Serving):
         They have `drain_timeout` seconds, those known to be idle none; then they are ended, by SIGTERM and SIGKILL.
         """
         super().server_close()
+        if self._portico_is_child:  # which has closed its own copy: no more is its business
+            return
         if self._portico_loop is not None:
             # The loop reaps, too, and in its own thread: let it end first. Not by an override that closes as well.
             Serving.shutdown(self)
@@ -196,16 +205,13 @@ class ForkingMixIn(Serving):
 
     # -- limits and the end
 
-    @property
-    def _portico_served(self) -> _Served:
-        known: _Served = vars(self).setdefault("_portico_own_served", _Served())
-        return known
-
     def _portico_refresh(self) -> None:
         super()._portico_refresh()
         # Only then: a connection is not closed before the last copy is, and its child may want to close it earlier.
-        says_goodbye = hasattr(self.RequestHandlerClass, "goodbye")
-        self._portico_keeps = says_goodbye or self.access_log is not None or self._portico_timers is not None
+        self._portico_says_goodbye = hasattr(self.RequestHandlerClass, "goodbye")
+        self._portico_keeps = (
+            self._portico_says_goodbye or self.access_log is not None or self._portico_timers is not None
+        )
 
     def _portico_make_timers(self, found: Any, connections: Connections) -> Any:
         """The loop looks itself: a process that forks had better have no other thread."""
@@ -214,6 +220,11 @@ class ForkingMixIn(Serving):
         timers = LoopTimers(found, connections)
         self._portico_look = timers.keeper.look
         return timers
+
+    def _portico_begin_drain(self, timeout: float | None, *, grace: float = 0.0) -> tuple[Drain, bool]:
+        if self._portico_is_child:
+            raise RuntimeError("a request's own process cannot drain the server, which is its parent's")
+        return super()._portico_begin_drain(timeout, grace=grace)
 
     def _portico_runners(self) -> list[Any]:
         return list(self.active_children or ())
@@ -227,11 +238,11 @@ class ForkingMixIn(Serving):
         if self._portico_lifecycle.runs_in_another_thread:
             self._portico_lifecycle.run.wait(_LOOP_ENDS)  # which reaps, too
 
-    def _portico_cut(self, connection: Connection) -> None:
+    def _portico_cut(self, connection: Connection, reason: EndReason) -> None:
         """Shut the connection down; where that is to end the child as well, by SIGTERM, and SIGKILL the second time."""
-        super()._portico_cut(connection)
+        super()._portico_cut(connection, reason)
         pid = connection.runner
-        if connection.reason not in (EndReason.CUT, EndReason.CLOSED) or pid not in (self.active_children or ()):
+        if reason not in (EndReason.CUT, EndReason.CLOSED) or pid not in (self.active_children or ()):
             return
         told = pid in self._portico_served.terminated
         self._portico_served.terminated.add(pid)
@@ -257,9 +268,10 @@ class ForkingMixIn(Serving):
         own: each page that a child writes to is a fault (measured: spread over more functions, 15 of 265 more).
         """
         status = _FAILED
+        self._portico_is_child = True
         try:
             if connection is not None and connection.key is None:
-                if self._portico_keeps and hasattr(self.RequestHandlerClass, "goodbye"):
+                if self._portico_says_goodbye:
                     self._portico_hear_of_goodbye(connection)
                 else:
                     request.connection = None  # whose end is the parent's to tell
@@ -293,8 +305,10 @@ class ForkingMixIn(Serving):
         connection.runner = self._portico_system.pid()
 
         def say_goodbye(number: int, frame: object) -> None:
+            self._portico_system.on_signal(signal.SIGTERM, signal.SIG_DFL)  # the next one is meant
             try:
-                connection.handler.goodbye()
+                if connection.handler is not None:
+                    connection.handler.goodbye()
             except OSError:  # the peer has left
                 pass
             except Exception as error:

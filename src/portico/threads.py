@@ -6,6 +6,7 @@ import threading
 from collections import deque
 
 from . import limits, logs, settings
+from ._managed import Own
 from ._serving import Serving, end_request, request_context, request_failed
 from .errors import Overloaded
 from .lifecycle import HookFailed
@@ -90,13 +91,18 @@ class _RequestThread(threading.Thread):
     def run(self) -> None:
         server = self._server
         try:
-            self._run_in(_hook, server, "thread_started")
-            self._run_in(super().run)
+            self._run_in(self._run_with_hooks)
         finally:
-            self._run_in(_hook, server, "thread_finished")
             self._threads.ended(self)
             server._portico_running.discard(self)
             server._portico_connections.make_room(server)
+
+    def _run_with_hooks(self) -> None:
+        _hook(self._server, "thread_started")
+        try:
+            super().run()
+        finally:
+            _hook(self._server, "thread_finished")
 
 
 def _hook(server: ThreadingMixIn, name: str) -> None:
@@ -124,6 +130,8 @@ class ThreadingMixIn(Serving):
     _threads: _Threads | _NoThreads = _NoThreads()
     _portico_waits_on_close = True
     _portico_workers: Workers | None = None
+    _portico_running: set[threading.Thread] = Own(set)  # type: ignore[assignment]
+    """Threads that run a request each; with daemons, whom nobody waits for."""
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Start a thread for the request, or give it to one that waits.
@@ -170,12 +178,6 @@ class ThreadingMixIn(Serving):
             self._threads.join(but=self._portico_running)
 
     # -- for the house
-
-    @property
-    def _portico_running(self) -> set[threading.Thread]:
-        """Threads that run a request each; with daemons, whom nobody waits for."""
-        running: set[threading.Thread] = vars(self).setdefault("_portico_own_running", set())
-        return running
 
     def _portico_start_thread(self, request: Any, client_address: Any) -> None:
         if self.block_on_close and not self.daemon_threads:
