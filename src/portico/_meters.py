@@ -142,14 +142,19 @@ class MeteredSocket(Metered, socket.socket):
     def __init__(
         self, family: int = -1, type: int = -1, proto: int = -1, fileno: int | None = None,  # noqa: A002
     ) -> None:  # fmt: skip
-        super().__init__(family, type, proto, fileno)
+        if fileno is not None and family >= 0:
+            _Socket.__init__(self, family, type, proto, fileno)  # what socket.socket() does, in one function less
+            self._io_refs = 0
+            self._closed = False
+        else:
+            super().__init__(family, type, proto, fileno)
         self.connection = None
 
-    def _real_close(self) -> None:
+    def _real_close(self, _ss: Any = None) -> None:
         connection = self.connection
         if connection is not None:
             connection.leaves_socket()
-        super()._real_close()  # type: ignore[misc]
+        _Socket.close(self)
         if connection is not None:
             connection.socket_closed()
 

@@ -174,11 +174,13 @@ class ForkingMixIn(Serving):
             self.active_children.discard(pid)
         if self._portico_child_watch is not None:
             self._portico_child_watch.remove(pid)
-        self._portico_served.terminated.discard(pid)
-        connection = self._portico_served.connections.pop(pid, None)
+        served = self._portico_served
+        if served.terminated:
+            served.terminated.discard(pid)
+        connection = served.connections.pop(pid, None)
         if connection is not None:
-            connection.settle()
             if connection.kept is not None:
+                connection.settle()
                 self.close_request(connection.kept)
             self._portico_connections.end(
                 connection, _REASONS.get(status, EndReason.FAILED if status >= 0 else EndReason.KILLED)
