@@ -7,6 +7,7 @@ import os
 import select
 import socket
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -17,7 +18,7 @@ import pytest
 
 import portico
 from portico._system import System
-from portico.lifecycle import AcceptPaused, AcceptResumed, Event
+from portico.lifecycle import AcceptPaused, AcceptResumed, ConnectionEnded, EndReason, Event
 
 from .waiting import until
 
@@ -207,32 +208,50 @@ def test_handle_timeout_and_service_actions_reap(made: Callable[..., Any]) -> No
             assert not server.active_children
 
 
-class Waiting(portico.ForkingTCPServer):
-    """Keeps the exit statuses of its children."""
+class Noting(System):
+    """Keeps the exit statuses of children."""
 
-    def collect_children(self, *, blocking: bool = False) -> None:
-        for pid in tuple(self.active_children or ()):
-            if blocking:
-                statuses.append(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
-        super().collect_children(blocking=blocking)
+    def __init__(self) -> None:
+        self.statuses: list[int] = []
+
+    def exit_status(self, pid: int, *, block: bool = False) -> int | None:
+        status = super().exit_status(pid, block=block)
+        if status is not None:
+            self.statuses.append(status)
+        return status
 
 
-statuses: list[int] = []
+class PeerHasLeft(BrokenPipeError):
+    """Raised by a handler that has cut its own connection, so that the error is the connection's."""
 
 
-@pytest.mark.parametrize(("error", "status"), [(None, 0), (LookupError, 1), (SystemExit, 1), (KeyboardInterrupt, 1)])
-def test_a_childs_exit_status_says_whether_the_request_was_handled(
-    error: type[BaseException] | None, status: int, capfd: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("error", "status", "reason"),
+    [
+        (None, 0, EndReason.DONE),
+        (LookupError, 1, EndReason.FAILED),
+        (SystemExit, 1, EndReason.FAILED),
+        (KeyboardInterrupt, 1, EndReason.FAILED),
+        (PeerHasLeft, 3, EndReason.PEER_LEFT),
+    ],
+)
+def test_a_childs_exit_status_says_how_its_request_has_ended(
+    error: type[BaseException] | None, status: int, reason: EndReason, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    def handler(*_: object) -> None:
+    def handler(request: socket.socket, *_: object) -> None:
+        if error is PeerHasLeft:
+            request.shutdown(socket.SHUT_RDWR)
         if error is not None:
             raise error(0)
 
-    statuses.clear()
-    with Waiting(LOOPBACK, handler) as server, socket.create_connection(server.server_address, 10) as client:
+    system, events = Noting(), list[Event]()
+    members = {"_portico_system": system, "handle_event": lambda self, event: events.append(event)}
+    Mine = type("Mine", (portico.ForkingTCPServer,), members)
+    with Mine(LOOPBACK, handler) as server, socket.create_connection(server.server_address, 10) as client:
         server.handle_request()
         assert client.recv(1) == b""
-    assert statuses == [status]
+    assert system.statuses == [status]
+    assert [event.connection.reason for event in events if isinstance(event, ConnectionEnded)] == [reason]
 
 
 def test_a_child_runs_neither_atexit_nor_the_parents_with_blocks(tmp_path: Path) -> None:
@@ -292,3 +311,46 @@ def test_forking_leaves_one_filter_among_the_warnings_filters_however_often_it_i
             warnings.simplefilter("always")  # in front of ours, as a test's or a library's would be
             request()
         assert len(warnings.filters) == before + 1
+
+
+class Upper(portico.StreamRequestHandler):
+    def handle(self) -> None:
+        for line in self.rfile:
+            self.wfile.write(line.upper())
+
+
+def test_what_goes_over_a_connection_that_the_child_alone_has_is_not_known() -> None:
+    """And what is not known to be idle is not told to end: here in the middle of a line."""
+    events: list[Event] = []
+    Mine = type("Mine", (portico.ForkingTCPServer,), {"handle_event": lambda self, event: events.append(event)})
+    with Mine(LOOPBACK, Upper).background() as server:
+        with socket.create_connection(server.server_address, 10) as client:
+            client.sendall(b"one\ntw")
+            assert client.recv(10) == b"ONE\n"
+            (connection,) = server.connections()
+            assert (connection.bytes_in, connection.bytes_out, connection.idle) == (None, None, None)
+            closing = threading.Thread(target=server.server_close)
+            closing.start()
+            assert until(server.is_draining)
+            client.sendall(b"o\n")
+            assert client.recv(10) == b"TWO\n"
+            client.shutdown(socket.SHUT_WR)  # the child has a copy of this end, too
+        closing.join(10)
+        assert not closing.is_alive()
+    assert [event.connection.reason for event in events if isinstance(event, ConnectionEnded)] == [EndReason.DONE]
+    assert server.stats().bytes_in == 0
+
+
+def test_a_unix_connection_that_is_busy_in_a_child_is_not_taken_for_idle(tmp_path: Path) -> None:
+    """The kernel does not count there, and what the child counts its parent does not see."""
+    with (
+        portico.ForkingUnixStreamServer(str(tmp_path / "socket"), Upper, idle_timeout=0.2).background(),
+        socket.socket(socket.AF_UNIX) as client,
+    ):
+        client.settimeout(10)
+        client.connect(str(tmp_path / "socket"))
+        until_then = time.monotonic() + 0.6
+        while time.monotonic() < until_then:
+            client.sendall(b"x\n")
+            assert client.recv(10) == b"X\n"
+        client.shutdown(socket.SHUT_WR)  # the child has a copy of this end, too

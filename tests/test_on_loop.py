@@ -128,13 +128,33 @@ def test_closing_from_another_thread_waits_for_the_end() -> None:
     async def test(fake: Fake) -> None:
         fake.ends_when_cancelled = {"one"}
         fake.requests.add("one")
-        closer = threading.Thread(target=lambda: fake.requests.close_now(wait=True))
+        ended: list[bool] = []
+
+        def close() -> None:
+            fake.requests.close_now()
+            fake.requests.wait_in_thread(10)
+            ended.append(fake.requests.over)
+
+        closer = threading.Thread(target=close)
         closer.start()
         await fake.requests.wait()
         await asyncio.to_thread(closer.join, 10)
-        assert not closer.is_alive()
+        assert ended == [True]
         assert fake.cancelled == ["one"]
-        fake.requests.close_now(wait=True)  # over: nothing to wait for, and this is the loop's own thread
+        fake.requests.close_now()
+        fake.requests.wait_in_thread(10)  # over: nothing to wait for
+
+    run(test)
+
+
+def test_the_loops_own_thread_waits_for_nothing() -> None:
+    async def test(fake: Fake) -> None:
+        fake.requests.add("one")
+        fake.requests.close_now()
+        fake.requests.wait_in_thread(1000)  # or nobody would ever end it
+        assert not fake.requests.over
+        fake.requests.discard("one")
+        await fake.requests.wait()
 
     run(test)
 
@@ -147,7 +167,8 @@ def test_closing_when_the_loop_is_gone_is_no_fault() -> None:
         fake.requests.close(at_once=True)
 
     run(test)
-    found[0].close_now(wait=True)
+    found[0].close_now()
+    found[0].wait_in_thread(10)
 
 
 # -- what a request is turned into
