@@ -245,7 +245,7 @@ def test_each_request_has_a_context_of_its_own(server: Callable[..., Any]) -> No
         variable.reset(token)
 
 
-def test_closing_cancels_the_requests_that_wait(server: Callable[..., Any]) -> None:
+def test_closing_cancels_the_requests_that_still_wait_when_their_time_is_over(server: Callable[..., Any]) -> None:
     steps: list[str] = []
 
     class Waits(Upper):
@@ -261,10 +261,27 @@ def test_closing_cancels_the_requests_that_wait(server: Callable[..., Any]) -> N
             steps.append("finish")
             await super().finish()
 
-    with server(Waits).background() as serving, connected(serving) as client:
+    with server(Waits, drain_timeout=0).background() as serving, connected(serving) as client:
         assert until(lambda: steps)
         serving.server_close()
         assert steps == ["waits", "cancelled", "finish"]
+        assert client.recv(10) == b""
+
+
+def test_closing_tells_an_idle_request_by_the_end_of_its_stream(server: Callable[..., Any]) -> None:
+    steps: list[object] = []
+
+    class Waits(Upper):
+        async def handle(self) -> None:
+            steps.append("waits")
+            steps.append(await self.rfile.read())
+
+    with server(Waits).background() as serving, connected(serving) as client:
+        assert until(lambda: steps)
+        began = time.monotonic()
+        serving.server_close()
+        assert time.monotonic() - began < 5  # not its drain_timeout
+        assert steps == ["waits", b""]
         assert client.recv(10) == b""
 
 
@@ -287,7 +304,7 @@ def test_a_peer_that_does_not_read_does_not_hold_up_the_end(server: Callable[...
         async def handle(self) -> None:
             self.wfile.write(bytes(50_000_000))
 
-    with server(Fills).background() as serving, connected(serving) as client:
+    with server(Fills, drain_timeout=0.1).background() as serving, connected(serving) as client:
         assert client.recv(1)
         began = time.monotonic()
         serving.server_close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socketserver
 from collections.abc import Callable
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 
 import portico
 from portico import settings
+from portico._managed import Managed
 from portico._on_loop import OnLoop
 from portico._serving import Serving
 
@@ -33,6 +35,37 @@ BAD: dict[str, list[Any]] = {
     "max_children": [0, 1.5],
     "event_loop": ["trio", None, 1],
     "blocking_warning": [-1, "0.1", True],
+    "max_connections": [0, -1, 1.5, True, "10"],
+    "max_connections_per_client": [0, 1.5, False],
+    "connection_rate": [0, -0.5, "1", True, float("nan"), float("inf")],
+    "connection_burst": [0, 1.5, True],
+    "connection_rate_per_client": [0, -1, "1"],
+    "connection_burst_per_client": [0, 2.0],
+    "client_prefix_ipv4": [0, 33, None, 24.0, "24"],
+    "client_prefix_ipv6": [0, 129, None, True],
+    "max_tracked_clients": [0, None, 1.5],
+    "allow": ["nowhere", "10.0.0.0/33", ["10.0.0.0/8", 5], 5, [""]],
+    "deny": ["nowhere", ["::/129"], 5],
+    "overload": ["refuse", None, 5],
+    "limits_dry_run": [None, "yes", 2],
+    "connections_alarm": [0, 1.5],
+    "alarm_cooldown": [-1, None, "5"],
+    "max_threads": [0, -1, 1.5],
+    "reuse_threads": [None, "yes"],
+    "thread_idle_timeout": [-1, None, "60"],
+    "requests_per_thread": [0, 1.5],
+    "idle_timeout": [0, -1, "60", True],
+    "connection_timeout": [0, -1, float("inf")],
+    "connection_jitter": [-0.1, 1.1, None, "0.1", True],
+    "min_read_rate": [0, -1, "fast"],
+    "read_grace": [0, -1, None],
+    "send_timeout": [0, -1, "30"],
+    "keepalive": [0, -1, "60", True],
+    "tcp_user_timeout": [0, -1, "60"],
+    "drain_timeout": [-1, "30", True, float("nan")],
+    "drain_spread": [-1, None, "1"],
+    "grace": [-1, None, "1"],
+    "access_log": ["xml", True, 1],
 }
 PARSED: list[tuple[str, str, Any]] = [
     ("stdlib_compat", "on", True),
@@ -50,6 +83,31 @@ PARSED: list[tuple[str, str, Any]] = [
     ("max_packet_size", "65535", 65535),
     ("event_loop", "uvloop", "uvloop"),
     ("blocking_warning", "none", None),
+    ("max_connections", "10000", 10000),
+    ("max_connections", "none", None),
+    ("connection_rate", "0.5", 0.5),
+    ("client_prefix_ipv6", "48", 48),
+    ("allow", "10.0.0.0/8, 2001:db8::/32", "10.0.0.0/8, 2001:db8::/32"),
+    ("deny", "NONE", None),
+    ("overload", "close", "close"),
+    ("overload", r"busy\r\n", b"busy\r\n"),
+    ("overload", r"\x00\xff", b"\x00\xff"),
+    ("limits_dry_run", "on", True),
+    ("connection_jitter", "1", 1.0),
+    ("drain_timeout", "0", 0.0),
+    ("drain_timeout", "none", None),
+    ("grace", "5", 5.0),
+    ("access_log", "json", "json"),
+    ("access_log", "none", None),
+]
+CONTRADICTIONS: list[tuple[dict[str, Any], str]] = [
+    ({"idle_timeout": 60, "connection_timeout": 30}, r"idle_timeout \(60 s\) .* connection_timeout \(30 s\)"),
+    ({"drain_spread": 20, "drain_timeout": 10}, r"drain_spread \(20 s\) .* drain_timeout \(10 s\)"),
+    ({"max_connections": 5, "max_connections_per_client": 6}, r"max_connections_per_client \(6\) .* \(5\)"),
+    ({"connection_burst": 5}, r"connection_burst \(5\) needs a connection_rate"),
+    ({"connection_burst_per_client": 5}, r"connection_burst_per_client \(5\) needs a connection_rate_per_client"),
+    ({"requests_per_thread": 5}, "requests_per_thread needs reuse_threads"),
+    ({"allow": "10.0.0.0/8", "deny": "10.0.0.0/7"}, "covers all of allow"),
 ]
 
 
@@ -65,7 +123,7 @@ def test_every_setting_is_declared_with_all_that_a_reader_needs(name: str) -> No
     assert len(setting.reason) > 10
     assert setting.kind.allowed
     owners = [portico.ForkingMixIn, portico.ThreadingMixIn, portico.UDPServer, portico.BaseServer, Serving]
-    owners += [OnLoop, portico.GreenMixIn]
+    owners += [OnLoop, portico.GreenMixIn, Managed, portico.TCPServer]
     assert any(name in vars(owner) for owner in owners)
 
 
@@ -76,8 +134,18 @@ def test_a_wrong_value_is_refused_by_name_and_nothing_stays_open(name: str, valu
                     portico.GreenTCPServer)
         if hasattr(m, name)
     )  # fmt: skip
-    with pytest.raises(portico.SettingError, match=f"{name} must be .*, not {value!r}"):
+    with pytest.raises(portico.SettingError, match=rf"{name} must be .*, not {re.escape(repr(value))}"):
         server(made, **{name: value})
+
+
+@pytest.mark.parametrize(("values", "said"), CONTRADICTIONS)
+def test_settings_that_contradict_each_other_are_refused_wherever_they_were_set(
+    values: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(portico.SettingError, match=said):
+        server(portico.ThreadingTCPServer, **values)
+    with pytest.raises(portico.SettingError, match=said):
+        server(type("Mine", (portico.ThreadingTCPServer,), values))
 
 
 def test_every_setting_has_wrong_values_above() -> None:
