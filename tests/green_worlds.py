@@ -155,7 +155,7 @@ class Green(World):
         self._jobs: asyncio.Queue[Any]
         self._ready = threading.Event()
         self._debug = loop == "asyncio"
-        self._server = portico.GreenTCPServer(("127.0.0.1", 0), self._boss, blocking_warning=None)
+        self._server = portico.GreenTCPServer(("127.0.0.1", 0), self._boss, blocking_warning=None, drain_timeout=0)
         with pytest.MonkeyPatch.context() as patch, ExitStack() as undo:
             undo.callback(self._server.server_close)
             patch.setattr(_engine, "readiness", SETS[kind])

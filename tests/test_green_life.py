@@ -199,10 +199,20 @@ ENDED = ["waits", "ended", "finally", "finish"]
 def test_closing_ends_the_requests_where_they_wait(
     server: Make, waiting: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with server(waiting).background() as serving, connected(serving) as client:
+    with server(waiting, drain_timeout=0).background() as serving, connected(serving) as client:
         assert until(lambda: waiting.steps)
         serving.server_close()
         assert waiting.steps == ENDED
+        assert client.recv(10) == b""
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "1 have been cut" in caplog.text
+
+
+def test_closing_has_one_that_reads_find_the_end(server: Make, waiting: Any, caplog: pytest.LogCaptureFixture) -> None:
+    with server(waiting).background() as serving, connected(serving) as client:
+        assert until(lambda: waiting.steps)
+        serving.server_close()
+        assert waiting.steps == ["waits", "finally", "finish"]
         assert client.recv(10) == b""
     assert not caplog.records
 
@@ -227,7 +237,8 @@ def test_shutdown_lets_a_request_come_to_its_end(server: Make) -> None:
         client.shutdown(socket.SHUT_WR)
 
 
-def test_a_request_may_still_wait_while_it_is_ended(server: Make) -> None:
+@pytest.mark.parametrize("values", [{}, {"drain_timeout": 0}], ids=["told", "cut"])
+def test_a_request_may_still_wait_while_it_is_ended(server: Make, values: dict[str, Any]) -> None:
     """What `finally` has to say may take a moment."""
     steps: list[str] = []
 
@@ -240,10 +251,30 @@ def test_a_request_may_still_wait_while_it_is_ended(server: Make) -> None:
             green.in_thread(steps.append, "cleans up")
             request.sendall(b"bye")
 
-    with server(handler).background() as serving, connected(serving) as client:
+    with server(handler, **values).background() as serving, connected(serving) as client:
         assert until(lambda: steps)
         serving.server_close()
         assert rest_of(client) == b"good bye"
+    assert steps == ["waits", "cleans up"]
+
+
+def test_one_whose_connection_is_closed_by_an_operator_may_still_wait(server: Make) -> None:
+    steps: list[str] = []
+
+    def handler(request: Any, *_: Any) -> None:
+        steps.append("waits")
+        try:
+            request.recv(1)
+        except GreenletExit:
+            green.in_thread(steps.append, "cleans up")
+            raise
+
+    with server(handler).background() as serving, connected(serving) as client:
+        assert until(lambda: steps)
+        serving.connections()[0].close()
+        assert rest_of(client) == b""
+        assert until(lambda: serving.stats().ended)
+        assert serving.stats().ended == {"closed": 1}
     assert steps == ["waits", "cleans up"]
 
 
@@ -251,11 +282,11 @@ def test_a_handler_may_end_its_own_server(server: Make) -> None:
     def handler(request: Any, client_address: Any, server: Any) -> None:
         server.shutdown()
         request.sendall(b"still here ")
-        server.server_close()
+        server.server_close()  # which only begins: it is cut where it waits next
         request.sendall(b"and here")
         green.sleep(1000)
 
-    with server(handler) as serving, in_a_thread(serving.serve_forever):
+    with server(handler, drain_timeout=0.3) as serving, in_a_thread(serving.serve_forever):
         assert ask(serving) == b"still here and here"
 
 
@@ -271,15 +302,16 @@ def test_one_that_catches_it_over_and_over_is_left_behind(server: Make, caplog: 
             except GreenletExit:
                 caught += 1
 
-    with server(handler).background() as serving, connected(serving):
+    with server(handler, drain_timeout=0).background() as serving, connected(serving):
         assert until(lambda: requests)
         began = time.monotonic()
         serving.server_close()
         assert time.monotonic() - began < 10
     requests[0].close()  # nobody else does
     assert 3 <= caught < 1000
-    told = [(record.levelname, record.getMessage()) for record in caplog.records]
-    assert told == [("ERROR", "1 requests catch GreenletExit and go on waiting; they are left behind")]
+    told = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+    assert told == ["1 requests catch GreenletExit and go on waiting; they are left behind"]
+    assert "1 go on all the same" in caplog.text
 
 
 # -- ways to serve

@@ -208,7 +208,7 @@ def test_children_end_with_their_server(server: Make) -> None:
     def handler(*_: Any) -> None:
         green.spawn(child)
 
-    with server(handler).background() as serving:
+    with server(handler, drain_timeout=0).background() as serving:
         assert ask(serving) == b""  # the request has ended, its child has not
         assert until(lambda: steps)
         serving.server_close()
@@ -275,7 +275,7 @@ def test_whatever_a_block_waits_for_is_interrupted(server: Make) -> None:
                 interrupted.append(number)
         release.set()
 
-    with server(handler).background() as serving, connected(serving) as client:
+    with server(handler, drain_timeout=0).background() as serving, connected(serving) as client:
         assert until(lambda: len(interrupted) == 7), interrupted
         client.close()
 
