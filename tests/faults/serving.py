@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from logging import LogRecord
 from pathlib import Path
 from socket import AF_UNIX, SHUT_WR, create_connection, socket
 from types import ModuleType
@@ -127,6 +129,11 @@ def tell(process: subprocess.Popen[str], line: str = "") -> None:
     assert process.stdin is not None
     process.stdin.write(line + "\n")
     process.stdin.flush()
+
+
+def levels(records: Iterable[LogRecord]) -> list[str]:
+    """The levels of log records, but for the steps in a server's life, which every server tells."""
+    return [record.levelname for record in records if not re.fullmatch(r"\w+, now \w+", record.getMessage())]
 
 
 def descriptors() -> int:

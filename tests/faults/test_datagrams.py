@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from ..waiting import until
-from .serving import LOCAL, made, serving
+from .serving import LOCAL, levels, made, serving
 
 
 @contextmanager
@@ -125,7 +125,7 @@ def test_a_plain_handlers_answer_to_a_peer_that_has_left_is_a_debug_record(
         with _client(server.server_address, str(tmp_path / "client")) as client:
             client.send(b"question")
         with serving(server):  # only now
-            assert until(lambda: [record.levelname for record in caplog.records] == ["DEBUG"], timeout=2)
+            assert until(lambda: levels(caplog.records) == ["DEBUG"], timeout=2)
 
 
 @pytest.mark.new_feature

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from ..waiting import until
-from .serving import LOCAL, ask, connected, line_of, made, program, rest, serving, took, upper
+from .serving import LOCAL, ask, connected, levels, line_of, made, program, rest, serving, took, upper
 
 BAD_STDERR = """
 import threading
@@ -44,7 +44,7 @@ def _reset(client: socket.socket) -> None:
 
 
 def _levels(caplog: pytest.LogCaptureFixture) -> list[str]:
-    return [record.levelname for record in caplog.records if record.name == "portico"]
+    return levels(record for record in caplog.records if record.name == "portico")
 
 
 @pytest.mark.parametrize(
