@@ -1,13 +1,16 @@
 # make run     serve the examples for real
 # make test    all tests              make check   ruff and mypy --strict
 # make bench   measure against the standard library, and against every peer that can be installed
+# make reliability  do what goes wrong to real servers, and write docs/reliability.md (8 minutes)
+# make soak    watch memory under a mixed load for SOAK=600 seconds, for the same page
 # make faults  show that the tests of mended faults fail on the standard library's module
 
 PYTHON ?= python3
 PORT ?= 9999
+SOAK ?= 600
 BIN := .venv/bin
 
-.PHONY: run test check bench faults clean
+.PHONY: run test check bench reliability soak faults clean
 
 run: .venv/installed
 	@$(BIN)/python -m examples.everything $(PORT)
@@ -25,6 +28,12 @@ bench: .venv/developing
 		echo 'Not all peers could be installed: those that are missing are left out.'
 	$(BIN)/python -m bench
 	$(BIN)/python -m bench peers
+
+reliability: .venv/developing
+	$(BIN)/python -m reliability
+
+soak: .venv/developing
+	$(BIN)/python -m reliability --soak $(SOAK)
 
 faults: .venv/developing
 	$(BIN)/pytest tests/faults --against socketserver --all-must-fail -m "not new_feature and not regression" -q --tb=no

@@ -1,0 +1,159 @@
+"""The serving process: `python -m reliability.server SPEC`, SPEC being JSON. It prints its address when it is ready.
+
+With `times` it makes that many servers, one after the other, and each runs until it is told by a signal to drain.
+Without, it serves until it is killed, together with a plain server on a Unix socket (`control`), in the same loop and
+with no thread more: that one is asked for figures, and told to cut connections.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import logging
+import os
+import random
+import resource
+import socket
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import portico
+from portico.events import ConnectionEnded, ConnectionStarted
+
+from .handlers import handler_for
+
+__all__ = ["Spec"]
+
+Spec = dict[str, Any]
+
+
+def server_class(spec: Spec) -> Any:
+    unix = spec["address"] is not None
+    base: Any = getattr(portico, spec["prefix"] + ("UnixStreamServer" if unix else "TCPServer"))
+    if not spec["events"]:
+        return base
+
+    class Counted(base):  # type: ignore[misc]
+        """Counts the events of connections, as a program would that wants to know of each."""
+
+        def __init__(self, *arguments: Any, **settings: Any) -> None:
+            self.lock = threading.Lock()
+            self.events = {"started": 0, "ended": 0}
+            super().__init__(*arguments, **settings)
+
+        def handle_event(self, event: Any) -> None:
+            name = {ConnectionStarted: "started", ConnectionEnded: "ended"}.get(type(event))
+            if name is None:
+                super().handle_event(event)
+                return
+            with self.lock:
+                self.events[name] += 1
+
+    return Counted
+
+
+def make(spec: Spec) -> Any:
+    address = spec["address"] or ("127.0.0.1", 0)
+    return server_class(spec)(address, handler_for(spec["kind"]), **spec["settings"])
+
+
+# -- what the server under test is asked
+
+
+def leftovers() -> dict[str, int]:
+    """What a server must not have more of when its connections have ended."""
+    gc.collect()
+    children = [
+        child for task in Path("/proc/self/task").iterdir() for child in (task / "children").read_text().split()
+    ]
+    found = {
+        "descriptors": len(os.listdir("/proc/self/fd")) - 1,
+        "threads": threading.active_count(),
+        "children": len(children),
+        "tasks": 0,
+        "green threads": 0,
+    }
+    if "asyncio" in sys.modules:
+        import asyncio
+
+        if asyncio._get_running_loop() is not None:
+            found["tasks"] = len(asyncio.all_tasks())
+    if "greenlet" in sys.modules:
+        from greenlet import greenlet
+
+        from portico._hub import Hub
+
+        every = gc.get_objects()
+        kept = sum(len(one.spare) for one in every if isinstance(one, Hub))  # for the next requests: at most 256
+        found["green threads"] = sum(bool(one) for one in every if isinstance(one, greenlet)) - kept
+    return found
+
+
+def counts(server: Any) -> dict[str, Any]:
+    stats = server.stats()
+    names = ("accepted", "active", "done", "failed", "refused", "timed_out", "ended", "bytes_in", "bytes_out")
+    return {name: getattr(stats, name) for name in names} | {"events": getattr(server, "events", None)}
+
+
+def answer(server: Any, asked: str) -> dict[str, Any]:
+    if asked == "leftovers":
+        return leftovers()
+    if asked == "cut":
+        connections = server.connections()
+        if connections:
+            random.choice(connections).close()
+        return {"cut": bool(connections)}
+    return counts(server)
+
+
+def control(server: Any, path: str) -> Any:
+    class Control(portico.BaseRequestHandler[Any, Any]):
+        def handle(self) -> None:
+            self.request.settimeout(5)
+            asked = self.request.recv(100).decode().strip()
+            self.request.sendall(json.dumps(answer(server, asked)).encode())
+
+    return portico.UnixStreamServer(path, Control)
+
+
+# -- serving
+
+
+def say(**what: Any) -> None:
+    sys.stdout.write(json.dumps(what) + "\n")
+    sys.stdout.flush()
+
+
+def serve(spec: Spec) -> None:
+    server = make(spec)
+    asked = control(server, spec["control"])
+    if spec["descriptors"]:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (spec["descriptors"],) * 2)
+    say(address=server.server_address)
+    portico.serve_together([server, asked])
+
+
+def drains(spec: Spec) -> None:
+    for _ in range(spec["times"]):
+        server = make(spec)
+        say(address=server.server_address)
+        status = server.run()
+        # Of the same clock as the one who sent the signal: CLOCK_MONOTONIC is the system's.
+        say(returned=time.monotonic(), status=status)
+
+
+def main() -> None:
+    logging.basicConfig(format="%(levelname)s %(message)s", level=logging.INFO)
+    spec: Spec = json.loads(sys.argv[1])
+    socket.setdefaulttimeout(None)
+    if spec["times"]:
+        drains(spec)
+    else:
+        serve(spec)
+
+
+if __name__ == "__main__":
+    main()
