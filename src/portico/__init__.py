@@ -33,6 +33,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any as _Any
 
+    from ._connection import Connection as Connection
     from .aio import AsyncBaseRequestHandler as AsyncBaseRequestHandler
     from .aio import AsyncDatagramRequestHandler as AsyncDatagramRequestHandler
     from .aio import AsyncMixIn as AsyncMixIn
@@ -42,6 +43,8 @@ if TYPE_CHECKING:
     from .green import GreenMixIn as GreenMixIn
     from .green import GreenSocket as GreenSocket
     from .green_presets import *
+    from .reports import DrainReport as DrainReport
+    from .reports import Stats as Stats
 
 __version__ = "0.4"  # what socketserver says; Portico's own version is in its package metadata
 
@@ -77,7 +80,7 @@ if _AF_UNIX is not None:
 
 
 def __getattr__(name: str) -> "_Any":
-    """The classes that need an event loop, loaded when one is wanted: asyncio takes longer than all else together.
+    """What is loaded when it is wanted: reports, and all that needs asyncio, which takes longer than all else together.
 
     They are not in `__all__`, so that `from portico import *` stays what it is for a program written for socketserver.
     """
@@ -86,7 +89,11 @@ def __getattr__(name: str) -> "_Any":
 
         return import_module(".green", __name__)
     modules: tuple[_Any, ...] = ()
-    if name.startswith("Async"):
+    if name in ("Connection", "DrainReport", "Stats"):
+        from . import _connection, reports
+
+        modules = (_connection, reports)
+    elif name.startswith("Async"):
         from . import aio, async_presets
 
         modules = (aio, async_presets)
