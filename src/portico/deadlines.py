@@ -100,7 +100,8 @@ def _stalled(patience: float, marks: Marks, traffic: Traffic, now: float) -> tup
 def _too_slow(rate: float, grace: float, marks: Marks, traffic: Traffic, *, now: float) -> bool:
     """Whether the peer has been sending for longer than `grace`, without an answer, and slower than `rate`.
 
-    Who sends a short request and waits for its answer is not measured: only what comes after the first piece counts.
+    Who sends a short request, in whatever pieces, and waits for its answer is not measured: only what comes after the
+    first piece counts, up to the last.
     """
     if traffic.sent != marks.window_answered:
         marks.window_answered, marks.window_since = traffic.sent, None
@@ -111,10 +112,13 @@ def _too_slow(rate: float, grace: float, marks: Marks, traffic: Traffic, *, now:
         if received:
             marks.window_since, marks.window_received = now, traffic.received
         return False
-    lasted = now - marks.window_since
+    if now - traffic.heard >= grace:  # it says no more, and may be waiting for its answer
+        marks.window_since, marks.window_received = None, traffic.received
+        return False
+    lasted = traffic.heard - marks.window_since
     if lasted < grace:
         return False
-    if 0 < received < rate * lasted:
+    if received < rate * lasted:
         return True
-    marks.window_since, marks.window_received = (now if received else None), traffic.received
+    marks.window_since, marks.window_received = now, traffic.received
     return False
