@@ -1,4 +1,4 @@
-"""The end of a server, for all ways to run: who is waited for, who is told, who is cut, when, and what is said of it."""
+"""The end of a server, for all ways to run: who is waited for, who is told, who is cut, when, and what is said."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import socket
 import threading
 import time
 from contextlib import ExitStack
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -169,7 +170,7 @@ def test_one_that_becomes_idle_is_closed_then(make: Make, way: Way) -> None:
     assert client.line() == b"HALF\n"
     answered = time.monotonic()
     assert client.rest() == b"bye\n"
-    assert client.ended - answered < LATE
+    assert client.ended - answered < LATE * 2  # what it is, is looked at every 50 ms
     assert drain.report().goodbyes == 1
 
 
@@ -256,7 +257,12 @@ def styles(way: Way) -> list[str]:
     return ["Sleeps", "Catches", "Holds"] if way.on_loop else ["Sleeps", "Catches"]
 
 
-DEAF = [pytest.param(way, style, id=f"{way.name}-{style}") for way in WAYS for style in styles(way)]
+def deaf(ways: list[Way]) -> list[Any]:
+    return [pytest.param(way, style, id=f"{way.name}-{style}") for way in ways for style in styles(way)]
+
+
+DEAF = deaf(WAYS)
+DEAF_WAITING = deaf([way for way in WAYS if way.waits])
 
 
 def stays(way: Way, style: str) -> bool:
@@ -506,7 +512,7 @@ def test_a_signal_handler_may_request_a_drain(make: Make, way: Way) -> None:
         server.serve_forever()
         visitor.join(10)
         assert answers == [b"HALF\n"]
-        assert server.drain().finished == 1
+        assert server.drain().finished == len(server.told(ConnectionEnded)) >= 1
     finally:
         signal.signal(signal.SIGUSR1, before)
 
@@ -589,7 +595,7 @@ class serving_once:  # noqa: N801
 # -- server_close
 
 
-@pytest.mark.parametrize(("way", "style"), [case for case in DEAF if case.values[0].waits])  # type: ignore[attr-defined]
+@pytest.mark.parametrize(("way", "style"), DEAF_WAITING)
 def test_closing_waits_no_longer_than_the_drain(make: Make, way: Way, style: str) -> None:
     server = make(way, style, drain_timeout=0.3)
     client = with_deaf(make, server)
@@ -720,7 +726,7 @@ def test_states_are_told_in_order(make: Make, way: Way) -> None:
     assert until(lambda: server._portico_lifecycle.is_over)
     steps = [(event.before.value, event.after.value) for event in server.told(StateChanged)]
     states = ["new", "starting", "serving", "suspended", "serving", "draining", "closing", "closed"]
-    assert steps == list(zip(states, states[1:], strict=False))
+    assert steps == list(pairwise(states))
 
 
 @by_way

@@ -25,6 +25,7 @@ _PATIENCE: Final = 16
 # Seconds between two looks, where nothing tells that a socket was closed or a child has ended.
 _LOOK: Final = 0.08
 _POSIX: Final = os.name == "posix"
+_FOR_EVER: Final = float("inf")
 
 
 def serve(loop: Loop, acceptors: list[Acceptor]) -> None:
@@ -95,10 +96,12 @@ class Acceptor:
             return None
         if self._resume_at is not None and self._clock() >= self._resume_at:
             self._resume_at = None
+        held: float | None = None  # asked anew each turn: a limit may be lifted while it is waited for
         try:
             wanted = self._resume_at is None and server.ready_to_accept()
             if wanted and server._portico_limited:
-                wanted = self._may_take()
+                held = server._portico_hold()
+                wanted = held is None
         except Exception as error:
             wanted = False
             self._back_off(self._failed("ready_to_accept", error))
@@ -112,17 +115,12 @@ class Acceptor:
         if server._portico_look is not None:
             look = server._portico_look()
             interval = look if interval is None or (look is not None and look < interval) else interval
+        if held is not None and held != _FOR_EVER:
+            interval = held if interval is None else min(held, interval)
         if self._resume_at is None:
             return interval
         pause: float = max(0.0, self._resume_at - self._clock())
         return pause if interval is None else min(interval, pause)
-
-    def _may_take(self) -> bool:
-        """Whether the limits allow one more now; if time alone will, that is waited for."""
-        hold = self._server._portico_hold()
-        if hold is not None and hold != float("inf"):
-            self._resume_at = self._clock() + hold
-        return hold is None
 
     def drain(self) -> None:
         """Take what is waiting, a batch at most, until nothing is left or the server is told to stop."""
@@ -141,11 +139,12 @@ class Acceptor:
         take, gated, answer, taken = server._handle_request_noblock, self._gated, None, 0
         try:
             for _ in range(self._batch):
+                # Before the first, too: since the last turn another thread may have changed a limit, or suspended.
+                if server._portico_limited and server._portico_hold() is not None:
+                    break
                 taken = server._portico_taken
                 answer = take()
                 if answer is not True or flags[STOP_FLAG] or (gated and not server.ready_to_accept()):
-                    break
-                if server._portico_limited and server._portico_hold() is not None:
                     break
                 if self._failures:
                     self._recovered()

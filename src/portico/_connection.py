@@ -128,9 +128,11 @@ class Connection:
 
     def cut(self, reason: EndReason) -> None:
         if self._ended is None:
-            self.reason = self.reason or reason
+            again = self.reason is EndReason.CUT
+            if self.reason is None or (self.reason is EndReason.DRAINED and reason is EndReason.CUT):
+                self.reason = reason
             self.settle()
-            self._server._portico_cut(self)
+            self._server._portico_cut(self, reason, again=again)
 
     def shut(self, how: int) -> None:
         """shutdown(2) of its socket, whatever kind that is; from any thread, under the feet of whoever reads there."""
@@ -196,7 +198,9 @@ class Connection:
         known = self.measure()
         if known is None:
             return False
-        return not known.received or (known.heard <= known.said and monotonic() - known.heard > _MOMENT)
+        if not known.received or not known.sent:  # what was never said counts as said when the connection began
+            return not known.received
+        return known.heard <= known.said and monotonic() - known.heard > _MOMENT
 
     def failed(self, reason: EndReason) -> None:
         if self.reason is None:

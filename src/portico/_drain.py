@@ -7,6 +7,7 @@ reads, and what it is still writing goes through.
 
 from __future__ import annotations
 
+import gc
 import socket
 import sys
 import threading
@@ -35,6 +36,8 @@ _PATIENCE: Final = 1.0
 # Seconds after which a drain says whom it is waiting for; the next time after ten times as long.
 _STUCK: Final = 1.0
 _NAMED: Final = 20
+# Seconds that the loop has to end, when nothing else runs any more.
+_LOOP_ENDS: Final = 1.0
 _A_WHILE: Final = 3600.0
 _NEVER: Final = float("inf")
 
@@ -54,9 +57,12 @@ class Drain:
         self._hurry = threading.Event()
         self._over = threading.Event()
         self._someone_ended = self._connections.someone_ended = threading.Event()
+        self._ended_before = self._connections.number_ended()
         self._told: set[int] = set()
         self._thread: threading.Thread | None = None
         self.goodbyes = Goodbyes(server)
+        self.tells = True
+        """Whether those that are idle are told to end."""
         self.report = DrainReport()
 
     def start(self) -> None:
@@ -69,11 +75,14 @@ class Drain:
         try:
             if self._grace:  # the time in which balancers learn that this server is going
                 self._hurry.wait(self._grace)
-            self._server._portico_end_listener()
+            self._take_no_more()
             if self._timeout is not None:
                 self._deadline = monotonic() + self._timeout
+            if self._hurry.is_set():
+                self._deadline = 0.0
             self._wait_for_ends()
             self._cut()
+            self._server._portico_end_listener()
             self.report.seconds = monotonic() - began
             if self.report.finished or self.report.cut:
                 logs.emit(self._server, Drained(self.report))
@@ -97,11 +106,18 @@ class Drain:
 
     def cut_now(self) -> None:
         """The deadline is now."""
-        self._deadline = self._timeout = 0.0
         self._hurry.set()
+        self._deadline = 0.0
         self._someone_ended.set()
 
     # -- steps
+
+    def _take_no_more(self) -> None:
+        server = self._server
+        if server._portico_has_streams or server._portico_loop is None:
+            server._portico_end_listener()
+        else:  # datagrams are answered through what they came by
+            server._portico_stop()
 
     def _wait_for_ends(self) -> None:
         """Until all have ended, or the deadline; meanwhile tells those that are idle, within `drain_spread` seconds."""
@@ -119,18 +135,21 @@ class Drain:
             self._await_end(min(pause, self._deadline - now))
             pause = min(pause * 2, _LOOK, spread / number if spread else _LOOK)
             running = self._running()
-        self.report.finished = number - len(running)
+        self.report.finished = self._connections.number_ended() - self._ended_before
 
     def _running(self) -> list[Connection]:
         """What still runs, less what this very thread runs: a request that closes its server does not wait for itself.
 
-        A request without a connection (a datagram's, a thread's last hook) is shown as one.
+        A request without a connection (a datagram's, a thread's last hook) is shown as one. So is, if nothing else
+        runs, the loop: it may be in a handler, or about to let in what it has just taken.
         """
         self._server._portico_reap()
         me = threading.current_thread()
         running = [connection for connection in self._connections if connection.runner is not me]
         known = {id(connection.runner) for connection in running}
         others = [runner for runner in self._server._portico_runners() if runner is not me and id(runner) not in known]
+        if not running and not others and self._server._portico_lifecycle.runs_in_another_thread:
+            others.append(None)
         return running + [self._connections.stand_in(self._server, runner) for runner in others]
 
     def _await_end(self, seconds: float) -> None:
@@ -139,7 +158,7 @@ class Drain:
 
     def _tell(self, running: list[Connection], due: int) -> None:
         self.goodbyes.look(_PATIENCE)
-        for connection in running:
+        for connection in running if self.tells else ():
             if len(self._told) >= due:
                 return
             if connection.id not in self._told and connection.is_idle():
@@ -153,7 +172,8 @@ class Drain:
 
     def _cut(self) -> None:
         """The deadline has come, or nobody is left. Those that go on are told once more, half way to the end."""
-        self.report.cut = running = self._running()
+        running = self._running()
+        self.report.cut = [connection for connection in running if not _is_loop(connection)]
         words: float = self._server._portico_last_words
         end = monotonic() + words
         for until in (end - words / 2, end):
@@ -162,6 +182,10 @@ class Drain:
             while running and (left := until - monotonic()) > 0:
                 self._await_end(min(0.005, left))
                 running = self._running()
+        while running and _is_loop(running[0]) and (left := end + _LOOP_ENDS - monotonic()) > 0:
+            self._await_end(min(0.005, left))
+            running = self._running()
+        self.report.cut += [connection for connection in running if _is_loop(connection)]  # it is in a handler
         self.report.stuck = [(connection, stack_of(connection)) for connection in running]
         if running:
             self._say_whom(running, words)
@@ -198,7 +222,7 @@ class Goodbyes:
         """Cut one that takes so many seconds: its peer does not read, and others wait for their turn."""
         connection = self._now
         if connection is not None and self._since and monotonic() - self._since > patience:
-            connection.cut(EndReason.CUT)
+            connection.shut(socket.SHUT_RDWR)
 
     def _run(self) -> None:
         while True:
@@ -219,16 +243,22 @@ class Goodbyes:
             connection.shut(socket.SHUT_RD)
 
 
+def _is_loop(connection: Connection) -> bool:
+    """Whether this stands for the loop, which has nothing to run and mostly is just about to end."""
+    return connection.runner is None and not connection.id
+
+
 def stack_of(connection: Connection) -> str:
     """Where whoever runs this connection's handler is now, as text; of another process only its number."""
     runner = connection.runner
     if isinstance(runner, int):
         return f"process {runner}"
-    if hasattr(runner, "get_coro"):  # a task
+    if hasattr(runner, "get_coro") and not runner.get_coro().cr_running:  # a task that waits
         return "".join(_awaiting(runner.get_coro())) or "no stack"
-    frame = getattr(runner, "gr_frame", None)  # a green thread
+    frame = getattr(runner, "gr_frame", None)  # a green thread that waits
     if frame is None:
-        frame = sys._current_frames().get(getattr(runner, "ident", None) or 0)
+        thread = getattr(runner, "ident", None) or connection._server._portico_loop_thread
+        frame = sys._current_frames().get(thread or 0)
     return "".join(traceback.format_stack(frame)) if frame is not None else "no stack"
 
 
@@ -237,3 +267,6 @@ def _awaiting(coroutine: Any) -> Iterator[str]:
     while (frame := getattr(coroutine, "cr_frame", None)) is not None:
         yield from traceback.format_stack(frame, limit=1)
         coroutine = coroutine.cr_await
+        if not hasattr(coroutine, "cr_frame"):  # what `__await__` returned: it alone knows the coroutine inside
+            inside = (found for found in gc.get_referents(coroutine) if hasattr(found, "cr_frame"))
+            coroutine = next(inside, coroutine)

@@ -122,7 +122,12 @@ class AsyncioLoop:
         if descriptor != original:
             if copy >= 0:
                 os.close(copy)
-            copy = os.dup(descriptor)
+            try:
+                copy = os.dup(descriptor)
+            except OSError:
+                if fileobj.fileno() >= 0:
+                    raise
+                raise ValueError(f"cannot watch {fileobj!r}: it has just been closed") from None
             self._copies[id(fileobj)] = descriptor, copy
         self.loop.add_reader(copy, self._ready, callback)
         return copy

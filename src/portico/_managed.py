@@ -28,10 +28,6 @@ if TYPE_CHECKING:
 __all__ = ["Managed", "Own"]
 
 _FOR_EVER = float("inf")
-# Settings that put a gate before the listener, or before who has been accepted.
-_RULES = (
-    "max_connections", "max_connections_per_client", "connection_rate", "connection_rate_per_client", "allow", "deny"
-)  # fmt: skip
 _RESET = (1).to_bytes(4, sys.byteorder) + bytes(4)  # SO_LINGER on, for no time: close() frees what waits to be sent
 _AS_SET: Any = object()
 
@@ -115,6 +111,7 @@ class Managed:
         socket_type: int
         _portico_lifecycle: Any
         _portico_overridden: Callable[[str], bool]
+        _portico_prepare: Callable[[], None]
         _portico_stop: Callable[[], None]
         _portico_taken: int
 
@@ -142,22 +139,25 @@ class Managed:
                 raise SettingError(f"{name!r} cannot be changed while a server runs; these can: {known}")
             settings.ALL[name].check(value)
         limits.check(_Changed(self, values))
-        for name, value in values.items():
-            setattr(self, name, value)
-        self._portico_refresh()
+        with self._portico_lifecycle.lock:
+            for name, value in values.items():
+                setattr(self, name, value)
+            self._portico_prepare()
         self._portico_wake()
 
     def suspend(self) -> None:
         """Accept nothing more until `resume`: clients wait in the backlog, connections stay. From any thread."""
-        self._portico_lifecycle.move(Verb.SUSPEND)
-        self._portico_suspended = self._portico_limited = True
+        with self._portico_lifecycle.lock:
+            self._portico_lifecycle.move(Verb.SUSPEND)
+            self._portico_suspended = self._portico_limited = True
         self._portico_wake()
 
     def resume(self) -> None:
         """Accept again after `suspend`."""
-        self._portico_lifecycle.move(Verb.RESUME)
-        self._portico_suspended = False
-        self._portico_refresh()
+        with self._portico_lifecycle.lock:
+            self._portico_lifecycle.move(Verb.RESUME)
+            self._portico_suspended = False
+            self._portico_refresh()
         self._portico_wake()
 
     def is_draining(self) -> bool:
@@ -192,14 +192,9 @@ class Managed:
     def _portico_refresh(self) -> None:
         """Read the limits anew: at the start, and when they are changed."""
         connections = self._portico_connections
-        ruled = any(getattr(self, name) is not None for name in _RULES)
-        if ruled:
-            from .admission import Admission  # only where there are rules
-
-            connections.admission = Admission.of(self, connections.clients())
-        else:
-            connections.admission = None
-        self._portico_limited = ruled or self._portico_suspended
+        ruled = connections.obey(self)
+        # In one step, as the loop looks at it meanwhile. Only threading servers have max_threads.
+        self._portico_limited = ruled or self._portico_suspended or getattr(self, "max_threads", None) is not None
         most = self.max_connections if self.connections_alarm is None else self.connections_alarm
         connections.alarm_at = _FOR_EVER if most is None else most
         access_log = None
@@ -305,8 +300,11 @@ class Managed:
     def _portico_reap(self) -> None:
         """Notice requests that have ended, where nothing tells by itself."""
 
-    def _portico_cut(self, connection: Connection, reason: EndReason) -> None:
-        """Take the connection away from its handler, who sees a peer that has gone."""
+    def _portico_cut(self, connection: Connection, reason: EndReason, *, again: bool) -> None:
+        """Take the connection away from its handler, who sees a peer that has gone.
+
+        A drain does so twice: at the deadline, and `again` when there is little hope that the handler ends by itself.
+        """
         sock = connection.current_socket()
         if reason is EndReason.SEND_TIMEOUT and isinstance(sock, _socket.socket):
             try:

@@ -12,6 +12,7 @@ import threading
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
 from . import _engine, logs, settings
 from ._meters import CountedSocket, MeteredSocket
@@ -51,8 +52,10 @@ class Requests:
     def __init__(self, loop: asyncio.AbstractEventLoop, server: OnLoop) -> None:
         self.server = server
         self._loop = loop
-        self._thread = threading.get_ident()
+        self.thread = threading.get_ident()
         self._running: set[Any] = set()
+        self.goodbyes: WeakSet[Any] = WeakSet()
+        """Those that only say goodbye for another one."""
         self._over = asyncio.Event()
         self._ended = threading.Event()
         self._last = False
@@ -99,12 +102,12 @@ class Requests:
 
     def wait_in_thread(self, seconds: float) -> None:
         """Wait so long until all have ended, in another thread than the loop's; there, not at all."""
-        if threading.get_ident() != self._thread:
+        if threading.get_ident() != self.thread:
             self._ended.wait(seconds)
 
     def running(self) -> list[Any]:
-        """Those that run now."""
-        return list(self._running)
+        """Those that run now, goodbyes apart: they are part of a request."""
+        return [request for request in tuple(self._running) if request not in self.goodbyes]
 
     async def wait(self) -> None:
         """Until all have ended."""
@@ -198,17 +201,27 @@ class OnLoop(Serving):
     def _portico_make_timers(self, found: Any, connections: Connections) -> Any:
         return _Timers(found, connections, self)
 
+    @property
+    def _portico_loop_thread(self) -> int | None:
+        return self._portico_requests.thread if self._portico_requests_so_far else None
+
     def _portico_runners(self) -> list[Any]:
         return [runner for requests in self._portico_requests_so_far for runner in requests.running()]
 
-    def _portico_cut(self, connection: Connection) -> None:
-        """Shut the connection down; where that is to end its request as well, that ends where it waits."""
-        super()._portico_cut(connection)
-        if connection.reason is EndReason.CUT:  # which is said to all of them
+    def _portico_cut(self, connection: Connection, reason: EndReason, *, again: bool) -> None:
+        """Shut the connection down; where that is to end its request as well, that ends where it waits.
+
+        In the other order: one that was reading would else find the end of the stream, and be ended while it cleans up.
+        """
+        shut = partial(super()._portico_cut, connection, reason, again=again)
+        if reason is EndReason.CUT and not again:  # which is said to all of them
             for requests in self._portico_requests_so_far:
                 requests.close_now()
-        elif connection.reason is EndReason.CLOSED and connection.runner is not None:
+        elif reason is EndReason.CLOSED and connection.runner is not None:
             self._portico_requests.soon(partial(self._portico_cancel, connection.runner))
+            self._portico_requests.soon(partial(self._portico_requests.soon, shut))  # when that has been raised
+        else:
+            shut()
 
     def _portico_say_goodbye(self, connection: Connection) -> None:
         self._portico_requests.soon(partial(self._portico_start_goodbye, connection))

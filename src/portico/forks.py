@@ -46,6 +46,16 @@ class _Served:
         self.terminated: set[int] = set()
 
 
+def _close_kept(server: Any) -> None:
+    """In a child: the parent's copies of what its siblings serve, which else would be open as long as this one runs."""
+    for connection in server._portico_served.connections.values():
+        if connection.kept is not None:
+            try:
+                _close(_detach(connection.kept))
+            except OSError:  # closed already
+                continue
+
+
 class ForkingMixIn(Serving):
     """Mix-in that runs every request in a process of its own: `class Server(ForkingMixIn, TCPServer): pass`.
 
@@ -200,6 +210,8 @@ class ForkingMixIn(Serving):
     def _portico_look_for_threads(self) -> None:
         """At the first fork, and whenever the loop is idle: to look at every fork would cost 50 pages."""
         self._portico_looked_for_threads = True
+        if self._portico_drain is not None:  # it may have a thread, which is no news to anybody
+            return
         others = self._portico_system.threads() - 1
         if others > 0 and not self._portico_warned_of_threads:
             self._portico_warned_of_threads = True
@@ -240,11 +252,15 @@ class ForkingMixIn(Serving):
         if self._portico_lifecycle.runs_in_another_thread:
             self._portico_lifecycle.run.wait(_LOOP_ENDS)  # which reaps, too
 
-    def _portico_cut(self, connection: Connection, reason: EndReason) -> None:
-        """Shut the connection down; where that is to end the child as well, by SIGTERM, and SIGKILL the second time."""
-        super()._portico_cut(connection, reason)
+    def _portico_cut(self, connection: Connection, reason: EndReason, *, again: bool) -> None:
+        """Shut the connection down; where that is to end the child as well, by SIGTERM, and SIGKILL the second time.
+
+        A connection of which only the child has a socket, let in when there were no limits, cannot be ended otherwise.
+        """
+        super()._portico_cut(connection, reason, again=again)
         pid = connection.runner
-        if reason not in (EndReason.CUT, EndReason.CLOSED) or pid not in (self.active_children or ()):
+        ends_the_child = reason in (EndReason.CUT, EndReason.CLOSED) or connection.current_socket() is None
+        if not ends_the_child or pid not in (self.active_children or ()):
             return
         told = pid in self._portico_served.terminated
         self._portico_served.terminated.add(pid)
@@ -277,15 +293,17 @@ class ForkingMixIn(Serving):
                     self._portico_hear_of_goodbye(connection)
                 else:
                     request.connection = None  # whose end is the parent's to tell
-            if not getattr(self, "stdlib_compat", False):
-                kept = request[-1] if type(request) is tuple else request
-                loop: Loop | None = getattr(self, "_portico_loop", None)
-                for server in (self,) if loop is None else loop.servers:
-                    try:
-                        if server.socket is not kept:
-                            _close(_detach(server.socket))
-                    except (AttributeError, TypeError, OSError):  # no socket, or closed already
-                        continue
+            stays = request[-1] if type(request) is tuple else request
+            compat = getattr(self, "stdlib_compat", False)
+            loop: Loop | None = getattr(self, "_portico_loop", None)
+            for server in (self,) if loop is None else loop.servers:
+                if getattr(server, "_portico_keeps", False):
+                    _close_kept(server)
+                try:
+                    if not compat and server.socket is not stays:
+                        _close(_detach(server.socket))
+                except (AttributeError, TypeError, OSError):  # no socket, or closed already
+                    continue
             self.finish_request(request, client_address)
             status = 0
         except Exception:

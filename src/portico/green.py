@@ -85,6 +85,7 @@ class GreenMixIn(OnLoop):
             return
         thread = GreenThread(hub)
         thread.prepare(self._portico_requests, request_context(self), (_say_goodbye, self, connection))
+        self._portico_requests.goodbyes.add(thread)
         thread.start(soon=True)
 
     def _portico_cancel(self, request: GreenThread) -> None:

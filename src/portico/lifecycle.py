@@ -116,7 +116,7 @@ class Lifecycle(threading.Event):
         run is not caught by the beginning of the next."""
         self.running = False
         self._tell = tell
-        self._loop_thread: int | None = None
+        self.loop_thread: int | None = None
 
     def move(self, verb: Verb) -> State:
         """Take a step; returns the state before it. Raises `RuntimeError` for one that cannot be."""
@@ -134,7 +134,7 @@ class Lifecycle(threading.Event):
                 raise RuntimeError(f"a {self.state.value} server cannot start: its loop runs in another call")
             self.move(Verb.START)
             self.running = True
-            self._loop_thread = threading.get_ident()
+            self.loop_thread = threading.get_ident()
             self.run = threading.Event()
             super().clear()
         self.move(Verb.READY)
@@ -149,7 +149,7 @@ class Lifecycle(threading.Event):
     def set(self) -> None:
         """The loop has ended, and whoever waits for that may go on."""
         self.end()
-        self._loop_thread = None
+        self.loop_thread = None
         self.run.set()
         super().set()
 
@@ -161,12 +161,12 @@ class Lifecycle(threading.Event):
     @property
     def runs_here(self) -> bool:
         """Whether this is the thread of the loop that runs."""
-        return self._loop_thread == threading.get_ident()
+        return self.loop_thread == threading.get_ident()
 
     @property
     def runs_in_another_thread(self) -> bool:
         """Whether somebody else's loop runs, so that its end can be waited for without deadlock."""
-        return self._loop_thread not in (None, threading.get_ident())
+        return self.loop_thread not in (None, threading.get_ident())
 
 
 class StopFlag:
