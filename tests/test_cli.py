@@ -59,7 +59,8 @@ def port(line: str) -> int:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
 def test_serve_prints_the_port_and_ends_cleanly(folder: Path, concurrency: str, number: signal.Signals) -> None:
     command = [*PORTICO, "serve", "handlers:Upper", "tcp://127.0.0.1:0", "--concurrency", concurrency]
-    with running(command, cwd=folder, ready="serving") as (process, lines):
+    with running(command, cwd=folder, ready="^limits: ") as (process, lines):
+        assert len(lines) == 2
         assert re.fullmatch(r"serving handlers:Upper on tcp://127\.0\.0\.1:\d+", lines[0])
         assert ask(("127.0.0.1", port(lines[0]))) == b"HELLO\n"
         process.send_signal(number)

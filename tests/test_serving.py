@@ -19,7 +19,7 @@ import pytest
 
 import portico
 from portico.errors import HandlerError
-from portico.lifecycle import AcceptPaused, Event, HookFailed
+from portico.lifecycle import AcceptPaused, Event, HookFailed, State, StateChanged
 
 from .commands import environment
 from .waiting import until
@@ -267,6 +267,31 @@ def test_a_listener_taken_away_without_a_word_leaves_shutdown_and_closing_as_the
         with run(server) as thread, socket.socket(fileno=server.socket.detach()):
             getattr(server, end)()
             assert ended(thread)
+
+
+@pytest.mark.parametrize("moment", [State.STARTING, State.SERVING])
+@pytest.mark.parametrize(
+    "base", [portico.TCPServer, portico.ThreadingTCPServer, portico.ForkingTCPServer, portico.GreenTCPServer]
+)
+def test_a_server_may_be_told_to_drain_in_the_middle_of_its_beginning(base: Any, moment: State) -> None:
+    class Mine(base):  # type: ignore[misc]
+        def handle_event(self, event: Event) -> None:
+            if isinstance(event, StateChanged):
+                steps.append(event.after)
+                if event.after is moment:
+                    self.request_drain()
+
+    steps: list[State] = []
+    server = Mine(LOOPBACK, lambda *_: None)
+    loop = threading.Thread(target=server.serve_forever, daemon=True)
+    loop.start()
+    loop.join(10)
+    assert not loop.is_alive()
+    assert until(lambda: steps[-1] is State.CLOSED)
+    begun = [State.STARTING, State.SERVING][: 1 + (moment is State.SERVING)]
+    assert steps == [*begun, State.DRAINING, State.CLOSING, State.CLOSED]
+    assert server.is_draining()
+    server.server_close()
 
 
 # -- hooks
