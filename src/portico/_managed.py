@@ -239,7 +239,8 @@ class Managed:
                 return self._portico_drain, False
             wait = self.drain_timeout if timeout is _AS_SET else timeout
             self._portico_drain = drain = Drain(self, wait, grace=grace)
-            lifecycle.move(Verb.DRAIN)
+            change = lifecycle.step(Verb.DRAIN)
+        lifecycle.tell(*change)
         return drain, True
 
     def _portico_end_requests(self, *, wait: bool) -> None:

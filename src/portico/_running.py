@@ -11,6 +11,8 @@ import signal
 import sys
 import threading
 
+# Loaded here and now: a signal may come in the middle of loading them, and its handler needs them.
+from . import _connections, _drain  # noqa: F401
 from ._system import System
 
 TYPE_CHECKING = False

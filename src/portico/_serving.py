@@ -18,7 +18,7 @@ from ._acceptor import Acceptor, serve
 from ._loop import Loop, selector_class
 from ._managed import Managed
 from .errors import Overloaded, is_disconnect
-from .lifecycle import LOOP_ENDED, EndReason, HookFailed, Lifecycle, State, StateChanged, StopFlag
+from .lifecycle import LOOP_ENDED, EndReason, HookFailed, Lifecycle, State, StateChanged, StopFlag, Verb
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -248,9 +248,11 @@ class Serving(Managed):
             sock.on_close = sock.on_detach = None
         lifecycle = self._portico_lifecycle
         with lifecycle.lock:
-            lifecycle.end()
+            lifecycle.running = False
+            change = lifecycle.step(Verb.END)
             self._BaseServer__shutdown_request = self._portico_suspended = False
             lifecycle.set()
+        lifecycle.tell(*change)
 
 
 def request_failed(server: Any, request: Any, client_address: Any) -> None:

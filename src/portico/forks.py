@@ -141,6 +141,8 @@ class ForkingMixIn(Serving):
             Serving.shutdown(self)
         self.collect_children()
         self._portico_end_requests(wait=self.block_on_close)
+        drain = self._portico_drain
+        self.collect_children(blocking=self.block_on_close and (drain is None or not drain.report.stuck))
         self._portico_end_watch()
 
     # -- in the parent

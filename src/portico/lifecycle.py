@@ -118,25 +118,33 @@ class Lifecycle(threading.Event):
         self._tell = tell
         self.loop_thread: int | None = None
 
-    def move(self, verb: Verb) -> State:
-        """Take a step; returns the state before it. Raises `RuntimeError` for one that cannot be."""
+    def move(self, verb: Verb) -> None:
+        """Take a step, and tell of it. Raises `RuntimeError` for one that cannot be."""
+        self.tell(*self.step(verb))
+
+    def step(self, verb: Verb) -> tuple[State, State]:
+        """The same, but the telling is left to the caller, who holds `lock`: whoever is told may wait for a thread."""
         with self.lock:
             before = self.state
             self.state = after = transition(before, verb)
+        return before, after
+
+    def tell(self, before: State, after: State) -> None:
+        """Tell of a step, if it was one."""
         if after is not before and self._tell is not None:
             self._tell(before, after)
-        return before
 
     def clear(self) -> None:
         """The loop starts, in this thread. Raises `RuntimeError` if it runs already."""
         with self.lock:
             if self.running:
                 raise RuntimeError(f"a {self.state.value} server cannot start: its loop runs in another call")
-            self.move(Verb.START)
+            change = self.step(Verb.START)
             self.running = True
             self.loop_thread = threading.get_ident()
             self.run = threading.Event()
             super().clear()
+        self.tell(*change)
         self.move(Verb.READY)
         if self.on_start is not None:
             self.on_start()
