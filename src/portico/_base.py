@@ -189,6 +189,7 @@ class BaseServer(Serving, Generic[RequestT]):
         while self._portico_limited and self._portico_hold() is not None:
             if deadline is not None and self._portico_system.monotonic() >= deadline:
                 return self.handle_timeout()
+            self._portico_reap()
             self._portico_system.sleep(_LOOK_AGAIN)
         self._portico_wait_to_take(False)
         try:

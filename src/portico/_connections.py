@@ -33,6 +33,16 @@ _recv: Final = socket.SocketType.recv
 BOUNDS: Final = (*(2**power / 1000 for power in range(22)), float("inf"))
 """Upper bounds of the duration histogram's classes, in seconds: powers of two, from a millisecond to 35 minutes."""
 _LAST_CLASS: Final = len(BOUNDS) - 1
+# Settings that put a gate before the listener, or before who has been accepted; and what else these go by.
+_GATES: Final = (
+    "max_connections", "max_connections_per_client", "connection_rate", "connection_rate_per_client", "allow", "deny"
+)  # fmt: skip
+_RULES: Final = (
+    *_GATES, "connection_burst", "connection_burst_per_client", "client_prefix_ipv4", "client_prefix_ipv6",
+    "max_tracked_clients"
+)  # fmt: skip
+# Seconds between two looks for sockets that were dropped, while clients wait for a free place.
+_LOOK: Final = 0.05
 # Reasons that are no limit's: nobody asks whether they would have been refused.
 _NO_LIMIT: Final = ("verify_request", "overloaded")
 
@@ -42,6 +52,8 @@ class Connections:
 
     def __init__(self) -> None:
         self.admission: Admission | None = None
+        self._rules: list[str] = []
+        self._swept_at = float("-inf")
         self.keeper: Any = None
         """Who enforces the time limits, if there are any."""
         self.tells = False
@@ -83,15 +95,38 @@ class Connections:
             counts["durations"] = tuple(self.durations)
             return list(self._live.values()), counts
 
-    def sweep(self) -> None:
-        """End those that nobody of ours runs, and whose socket has been dropped without a word."""
+    def sweep(self) -> bool:
+        """End those that nobody of ours runs, and whose socket has been dropped or closed without a word.
+
+        Returns whether there are others that nobody of ours runs.
+        """
+        others = False
         for connection in self:
-            if connection.runner is None and connection.current_socket() is None:
-                self.end(connection)
+            if connection.runner is None:
+                sock = connection.current_socket()
+                foreign = connection.key is not None and isinstance(sock, socket.socket)  # does not tell of its closing
+                if sock is None or (foreign and sock.fileno() < 0):
+                    self.end(connection)
+                else:
+                    others = True
+        return others
 
     def number_ended(self) -> int:
         with self._lock:
             return sum(self.ended.values()) + self.datagrams_ended
+
+    def obey(self, server: Any) -> bool:
+        """Take over a server's rules; whether it has any. Rules that stay as they are keep what they have counted."""
+        if all(getattr(server, name) is None for name in _GATES):
+            self.admission = None
+            return False
+        from .admission import Admission  # only where there are rules
+
+        rules = [repr(getattr(server, name)) for name in _RULES]
+        with self._lock:  # so that nobody comes or goes while they are counted anew
+            if self.admission is None or rules != self._rules:
+                self.admission, self._rules = Admission.of(server, self.clients()), rules
+        return True
 
     def clients(self) -> list[Any]:
         """Whom the limits per client count the open connections for."""
@@ -122,15 +157,25 @@ class Connections:
 
     def hold(self, server: Any) -> float | None:
         """None if one more may be taken, else the seconds until it may; for ever: until another has ended."""
-        if self.admission is None or server.overload != "wait" or server.limits_dry_run:
+        admission = self.admission  # which another thread may change
+        if admission is None or server.overload != "wait" or server.limits_dry_run:
             return None
         self.is_full = True  # before it is looked: an end in between must wake the loop
-        wait = self.admission.wait(len(self._live), monotonic())
+        wait = admission.wait(len(self._live), monotonic())
         if wait == float("inf"):
-            self.sweep()
-            wait = self.admission.wait(len(self._live), monotonic())
+            look_again = self._sweep_if_due()
+            wait = admission.wait(len(self._live), monotonic())
+            wait = look_again if wait == float("inf") else wait
         self.is_full = wait is not None
         return wait
+
+    def _sweep_if_due(self) -> float:
+        """Sweep, but not at every turn; returns the seconds until it has to be done again."""
+        now = monotonic()
+        if now < self._swept_at + _LOOK:
+            return self._swept_at + _LOOK - now
+        self._swept_at = now
+        return _LOOK if self.sweep() else float("inf")
 
     def make_room(self, server: Any) -> None:
         """Something has ended: if others wait for that, the loop has to look. From any thread."""
@@ -144,13 +189,17 @@ class Connections:
             return False
         connection = Connection(server, request, client_address, next(self._numbers))
         self.accepted += 1
-        self._live[connection.id] = connection
         if not isinstance(request, Metered):
             connection.key = id(request)
             self._foreign[connection.key] = connection
-        if self.admission is not None:
-            connection.client = _client(request, client_address)
-            self.admission.entered(connection.client, monotonic())
+        if self.admission is None:
+            self._live[connection.id] = connection
+        else:
+            with self._lock:
+                self._live[connection.id] = connection
+                if self.admission is not None:
+                    connection.client = _client(request, client_address)
+                    self.admission.entered(connection.client, monotonic())
         if self.keeper is not None:
             self.keeper.add(connection)
         if self.tells:
@@ -160,8 +209,10 @@ class Connections:
         return True
 
     def _admitted(self, server: Any, request: Any, client_address: Any) -> bool:
-        assert self.admission is not None
-        reason = self.admission.refusal(_client(request, client_address), len(self._live), monotonic())
+        admission = self.admission
+        if admission is None:
+            return True
+        reason = admission.refusal(_client(request, client_address), len(self._live), monotonic())
         if reason is None:
             return True
         self.refuse(server, reason, client_address)
@@ -174,11 +225,13 @@ class Connections:
 
     def enter_datagram(self, server: Any, request: Any, client_address: Any) -> bool:
         """The same for a datagram, of which nothing stays: rates and networks count, what is open at once does not."""
-        if self.admission is None or not self._admitted(server, request, client_address):
-            return self.admission is None
-        client = _client(request, client_address)
-        self.admission.entered(client, monotonic())
-        self.admission.left(client)
+        if not self._admitted(server, request, client_address):
+            return False
+        admission = self.admission
+        if admission is not None:
+            client = _client(request, client_address)
+            admission.entered(client, monotonic())
+            admission.left(client)
         return True
 
     def refuse(self, server: Any, reason: str, client_address: Any) -> None:
@@ -199,8 +252,11 @@ class Connections:
 
     def end(self, connection: Connection, reason: EndReason = EndReason.DONE) -> None:
         """A connection is over, for this reason unless another is known. From any thread, and again."""
-        if self._live.pop(connection.id, None) is None:
-            return
+        with self._lock:
+            if self._live.pop(connection.id, None) is None:
+                return
+            if self.admission is not None and connection.client is not None:
+                self.admission.left(connection.client)
         lasted = connection.over()
         if connection.reason is None:
             connection.reason = reason
@@ -214,8 +270,6 @@ class Connections:
             self.bytes_out += sent
         if connection.key is not None:
             self._foreign.pop(connection.key, None)
-        if self.admission is not None and connection.client is not None:
-            self.admission.left(connection.client)
         if self.is_full:
             self.make_room(connection._server)
         if self.someone_ended is not None:

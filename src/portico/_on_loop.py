@@ -218,10 +218,15 @@ class OnLoop(Serving):
             for requests in self._portico_requests_so_far:
                 requests.close_now()
         elif reason is EndReason.CLOSED and connection.runner is not None:
-            self._portico_requests.soon(partial(self._portico_cancel, connection.runner))
+            self._portico_requests.soon(partial(self._portico_cancel_its_request, connection))
             self._portico_requests.soon(partial(self._portico_requests.soon, shut))  # when that has been raised
         else:
             shut()
+
+    def _portico_cancel_its_request(self, connection: Connection) -> None:
+        """In the loop's thread, where it is known whether that still runs: its green thread may have another by now."""
+        if connection.state != "ended":
+            self._portico_cancel(connection.runner)
 
     def _portico_say_goodbye(self, connection: Connection) -> None:
         self._portico_requests.soon(partial(self._portico_start_goodbye, connection))
@@ -243,6 +248,8 @@ class OnLoop(Serving):
     def _portico_taken_over(self, engine: AsyncioLoop, sock: socket.socket) -> socket.socket:
         timeout = sock.gettimeout()
         connection = self._portico_connections.of(sock)
+        if connection is not None:
+            connection.runner = self  # its request will say which it is; one that nobody runs ends with its socket
         if isinstance(sock, MeteredSocket):
             sock.connection = None  # it goes on
         sock_on_loop = self._portico_make_socket(engine, int(sock.family), int(sock.type), sock.proto, sock.detach())

@@ -6,6 +6,7 @@ How a request runs in one is `threads`' business.
 from __future__ import annotations
 
 import threading
+from collections import deque
 from queue import Empty, SimpleQueue
 from random import uniform
 
@@ -39,6 +40,7 @@ class Workers:
         self.over = False
         self.threads: set[threading.Thread] = set()
         self._working: set[threading.Thread] = set()
+        self._ending: deque[threading.Thread] = deque()
 
     @property
     def busy(self) -> int:
@@ -57,8 +59,13 @@ class Workers:
         if waits:
             self._jobs.put(job)
             return
-        thread = threading.Thread(target=self._run, args=(lambda: self._work(job),), daemon=self._server.daemon_threads)
-        thread.name = thread.name.replace("_run_worker", "process_request_thread")
+        first = [job]  # to be taken out: a thread keeps what it was started with
+        while self._ending and not self._ending[0].is_alive():
+            self._ending.popleft()
+        thread = threading.Thread(
+            target=self._run, args=(lambda: self._work(first),), daemon=self._server.daemon_threads
+        )
+        thread.name = thread.name.replace("_portico_run_worker", "process_request_thread")
         self.threads.add(thread)
         try:
             thread.start()
@@ -66,7 +73,8 @@ class Workers:
             self.threads.discard(thread)
             raise
 
-    def _work(self, job: Job | None) -> None:
+    def _work(self, first: list[Job]) -> None:
+        job: Job | None = first.pop()
         share = self._server.requests_per_thread
         left = None if share is None else max(1, round(share * uniform(1 - _JITTER, 1)))
         me = threading.current_thread()
@@ -100,12 +108,17 @@ class Workers:
 
     def ended(self) -> None:
         """Called by a worker, as the last thing it does."""
+        self._ending.append(threading.current_thread())
         self.threads.discard(threading.current_thread())
 
-    def close(self) -> None:
-        """Let those that wait go. Does not wait for them."""
+    def close(self, *, wait: bool) -> None:
+        """Let those go that wait for a request, and `wait` until they have. Not for one that a request holds."""
         with self._lock:
             self.over = True
             idle, self._idle = self._idle, 0
         for _ in range(idle):
             self._jobs.put(None)
+        if wait:
+            for thread in self.threads.copy() | set(self._ending):
+                if thread is not threading.current_thread() and thread not in self._working:
+                    thread.join()

@@ -265,8 +265,9 @@ def check(server: object) -> None:
     changed = set()
     for setting in LIMITS:
         value = getattr(server, setting.name, setting.default)
-        if value != setting.default:
+        if value is not setting.default:  # `32.0` and `False` are equal to defaults, and wrong all the same
             setting.check(value)
+        if value != setting.default:
             changed.add(setting.name)
     if not changed:
         return

@@ -173,11 +173,16 @@ class ThreadingMixIn(Serving):
         super().server_close()
         self._portico_end_requests(wait=self.block_on_close and not self.daemon_threads)
         if self._portico_workers is not None:
-            self._portico_workers.close()
+            self._portico_workers.close(wait=self.block_on_close and not self.daemon_threads)
         if self.block_on_close:
             self._threads.join(but=self._portico_running)
 
     # -- for the house
+
+    def _portico_end_helpers(self) -> None:
+        super()._portico_end_helpers()
+        if self._portico_workers is not None:
+            self._portico_workers.close(wait=False)
 
     def _portico_start_thread(self, request: Any, client_address: Any) -> None:
         if self.block_on_close and not self.daemon_threads:
@@ -236,10 +241,6 @@ class ThreadingMixIn(Serving):
             if len(self._portico_running) + (0 if workers is None else workers.busy) >= self.max_threads:
                 return float("inf")
         return super()._portico_hold()
-
-    def _portico_refresh(self) -> None:
-        super()._portico_refresh()
-        self._portico_limited |= self.max_threads is not None
 
     def _portico_runners(self) -> list[Any]:
         return list(self._portico_running) if self._portico_workers is None else list(self._portico_workers.running())
