@@ -417,3 +417,27 @@ def test_a_client_that_floods_is_not_the_servers_failure(flavour: Flavour) -> No
                     assert client.recv(10) == b"HELLO\n"
                     client.sendall(b"x" * 1000)
                     assert next_event() == b"PeerLeft LineTooLong\n"
+
+
+@pytest.mark.parametrize("call", ["readline", "readuntil"])
+def test_a_line_beyond_the_limit_of_asyncios_streams_is_the_peers_fault_too(call: str) -> None:
+    class Lines(portico.AsyncStreamRequestHandler):
+        limit = 100
+
+        async def handle(self) -> None:
+            await getattr(self.rfile, call)()
+
+    told: list[portico.lifecycle.Event] = []
+
+    class Mine(portico.AsyncTCPServer):
+        def handle_event(self, event: portico.lifecycle.Event) -> None:
+            told.append(event)
+
+    with (
+        Mine(("127.0.0.1", 0), Lines).background() as server,
+        socket.create_connection(server.server_address, 10) as client,
+    ):
+        client.sendall(bytes(1000) + b"\n")
+        assert not client.recv(10)
+    failures = [event for event in told if isinstance(event, portico.lifecycle.RequestFailed)]
+    assert [type(event) for event in failures] == [portico.lifecycle.PeerLeft]

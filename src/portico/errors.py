@@ -105,14 +105,15 @@ def accept_outcome(error: Exception) -> Outcome:
 def is_disconnect(error: BaseException | None, request: Any) -> bool:
     """Tell the peer's fault from the handler's: it left, fell silent past the request's own timeout, or sent too much.
 
-    The last is `LineTooLong`: whoever floods a server must not fill its log with tracebacks.
+    The last is `LineTooLong`, or a line beyond the limit of asyncio's streams: whoever floods a server must not fill
+    its log with tracebacks.
     `ConnectionRefusedError` is never a connected peer's doing: in a stream handler it comes from a connection the
     handler made itself, and must be seen. In a datagram handler it is the ICMP answer of a vanished peer. The other
     connection errors may be another connection's, too, so the request's own is looked at. A
     `TimeoutError` counts only if the request's socket has a timeout, or the kernel gave the connection up
     (ETIMEDOUT): since Python 3.11 a future's timeout is of the same class.
     """
-    if isinstance(error, LineTooLong):
+    if isinstance(error, LineTooLong) or _is_beyond_asyncios_limit(error):
         return True
     if isinstance(error, ConnectionRefusedError):
         return isinstance(request, tuple)
@@ -122,6 +123,15 @@ def is_disconnect(error: BaseException | None, request: Any) -> bool:
         return error.errno == errno.ETIMEDOUT or _has_timeout(request)
     ssl = sys.modules.get("ssl")  # never imported from here: without it no such error can exist
     return ssl is not None and isinstance(error, (ssl.SSLEOFError, ssl.SSLZeroReturnError))
+
+
+def _is_beyond_asyncios_limit(error: BaseException | None) -> bool:
+    """Its `readline` raises a plain ValueError for that, from the error that `readuntil` raises."""
+    asyncio = sys.modules.get("asyncio")  # as with ssl
+    if asyncio is None:
+        return False
+    cause = error.__context__ if type(error) is ValueError else error
+    return isinstance(cause, asyncio.LimitOverrunError)
 
 
 def _is_connected(request: Any) -> bool:
