@@ -87,6 +87,7 @@ class Drain:
             if self.report.finished or self.report.cut:
                 logs.emit(self._server, Drained(self.report))
         finally:
+            self._server._portico_end_helpers()
             self._end()
         return self.report
 

@@ -218,6 +218,10 @@ class Managed:
         self._portico_timers.keeper.change(found, connections)
         connections.keeper = None if none else self._portico_timers.keeper
 
+    def _portico_end_helpers(self) -> None:
+        """Let those threads go that only help to serve. Safe again."""
+        self._portico_end_timers()
+
     def _portico_end_timers(self) -> None:
         timers, self._portico_timers = self._portico_timers, None
         self._portico_connections.keeper = None

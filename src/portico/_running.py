@@ -43,6 +43,7 @@ class StopsOnSignals:
         self._pid = self._system.pid()
         self._before: dict[int, Any] = {}
         self._drains: list[Drain] = []
+        self._threads: list[threading.Thread] = []
         self._stopping = False
         self.status = 0
 
@@ -65,6 +66,8 @@ class StopsOnSignals:
         for drain in self._drains:
             if not drain.wait().clean:
                 self.status = CUT
+        for thread in self._threads:
+            thread.join()  # one that has found something stuck ends the process: nobody is to go on meanwhile
 
     def _told(self, number: int, frame: FrameType | None) -> None:
         if self._system.pid() != self._pid:
@@ -78,7 +81,8 @@ class StopsOnSignals:
                 drain, is_new = server._portico_begin_drain(server.drain_timeout, grace=server.grace)
                 self._drains.append(drain)
                 if is_new:
-                    threading.Thread(target=self._drain, args=(drain,), name="portico drain").start()
+                    self._threads.append(threading.Thread(target=self._drain, args=(drain,), name="portico drain"))
+                    self._threads[-1].start()
 
     def _drain(self, drain: Drain) -> None:
         if drain.run().stuck:
