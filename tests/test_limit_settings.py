@@ -1,0 +1,228 @@
+"""Every limit with a wrong value, wherever it is set: one error that names it, says the value and what is allowed."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+import portico
+from portico import limits, settings
+
+from .crowds import EVERY_WAY, scene, server_class
+from .loops import LOOPBACK
+from .test_settings import BAD
+
+NAMES = [setting.name for setting in limits.LIMITS]
+NAN, INF = float("nan"), float("inf")
+# Besides those of test_settings: what is no number, or is equal to a default and of the wrong type.
+WORSE: dict[str, list[Any]] = {
+    "max_connections": [NAN, INF, b"1", [1], 1 + 0j],
+    "max_connections_per_client": [-1, NAN, INF, "1"],
+    "connection_rate": [-INF, "1/s"],
+    "connection_burst": [-1, NAN, INF, "5"],
+    "connection_rate_per_client": [NAN, INF, True],
+    "connection_burst_per_client": [-1, NAN, True, "5"],
+    "client_prefix_ipv4": [-1, 32.0, True, NAN],
+    "client_prefix_ipv6": [-1, 64.0, "64", INF],
+    "max_tracked_clients": [-1, 65536.0, True, INF, "9"],
+    "allow": [[], (), "", b"10.0.0.0/8", {"10.0.0.0/8"}, [["10.0.0.0/8"]], "10.0.0.1/8", "fe80::1%lo", True],
+    "deny": [[], "", [None], "300.0.0.1", "10.0.0.0/-1", "10.0.0.0/ 8", 0],
+    "overload": ["", "WAIT", bytearray(b"x"), True, ["wait"]],
+    "limits_dry_run": ["", 0.5, []],
+    "connections_alarm": [-1, True, NAN, "5"],
+    "alarm_cooldown": [NAN, INF, True],
+    "max_threads": [NAN, True, INF, "4"],
+    "reuse_threads": [2, 0.5],
+    "thread_idle_timeout": [NAN, INF, True],
+    "requests_per_thread": [-1, True, NAN, "7"],
+    "idle_timeout": [NAN, INF, False],
+    "connection_timeout": [NAN, True, "1"],
+    "connection_jitter": [NAN, INF, False],
+    "min_read_rate": [NAN, INF, True],
+    "read_grace": [NAN, INF, True, "1"],
+    "send_timeout": [NAN, INF, True],
+    "keepalive": [NAN, INF],
+    "tcp_user_timeout": [NAN, INF, True],
+    "drain_timeout": [INF, False, -INF],
+    "drain_spread": [NAN, INF, False],
+    "grace": [NAN, INF, False],
+    "access_log": ["", "TEXT", False, b"text"],
+}
+WRONG = [(name, value) for name in NAMES for value in [*BAD[name], *WORSE[name]]]
+WORDS = [
+    ("max_connections", "10", 10), ("max_connections_per_client", "none", None), ("connection_rate", "2.5", 2.5),
+    ("connection_burst", "7", 7), ("connection_rate_per_client", "1e-3", 0.001),
+    ("connection_burst_per_client", "1", 1), ("client_prefix_ipv4", "24", 24), ("client_prefix_ipv6", "128", 128),
+    ("max_tracked_clients", "1", 1), ("allow", "10.0.0.0/8,::1", "10.0.0.0/8,::1"), ("deny", "none", None),
+    ("overload", "wait", "wait"), ("limits_dry_run", "yes", True), ("connections_alarm", "9", 9),
+    ("alarm_cooldown", "0", 0.0), ("max_threads", "64", 64), ("reuse_threads", "on", True),
+    ("thread_idle_timeout", "0.5", 0.5), ("requests_per_thread", "1000", 1000), ("idle_timeout", "60", 60.0),
+    ("connection_timeout", "none", None), ("connection_jitter", "0", 0.0), ("min_read_rate", "100", 100.0),
+    ("read_grace", "1", 1.0), ("send_timeout", "30", 30.0), ("keepalive", "60", 60.0), ("tcp_user_timeout", "9", 9.0),
+    ("drain_timeout", "30", 30.0), ("drain_spread", "5", 5.0), ("grace", "0", 0.0), ("access_log", "text", "text"),
+]  # fmt: skip
+CONTRADICTIONS: list[tuple[dict[str, Any], list[str]]] = [
+    ({"max_connections": 2, "max_connections_per_client": 3}, ["max_connections_per_client", "3", "2"]),
+    ({"connection_rate": 1, "connection_rate_per_client": 2.5}, ["connection_rate_per_client", "2.5", "1"]),
+    ({"max_connections": 2, "connections_alarm": 3}, ["connections_alarm", "3", "2"]),
+    ({"connection_burst": 4}, ["connection_burst", "4", "connection_rate"]),
+    ({"connection_burst_per_client": 4, "connection_rate": 5}, ["connection_burst_per_client", "4"]),
+    ({"allow": ["10.0.0.0/8", "::1"], "deny": "::/0, 0.0.0.0/0"}, ["deny", "allow", "nobody"]),
+    ({"idle_timeout": 2, "connection_timeout": 1}, ["idle_timeout", "2", "1"]),
+    ({"drain_spread": 40}, ["drain_spread", "40", "30"]),
+    ({"requests_per_thread": 4}, ["requests_per_thread", "reuse_threads"]),
+]
+
+
+def made(**members: Any) -> Any:
+    return type("Mine", (portico.ThreadingTCPServer,), members)
+
+
+def refused(make: Callable[[], Any]) -> str:
+    """The message with which a server is not made."""
+    with pytest.raises(portico.SettingError) as caught:
+        make()
+    return str(caught.value)
+
+
+def test_every_limit_is_here() -> None:
+    assert set(WORSE) == set(NAMES)
+    assert {name for name, _, _ in WORDS} == set(NAMES)
+
+
+@pytest.mark.parametrize("how", ["keyword", "class", "instance"])
+@pytest.mark.parametrize(("name", "value"), WRONG, ids=lambda value: repr(value))
+def test_a_wrong_value_is_refused_wherever_it_is_set(name: str, value: Any, how: str) -> None:
+    if how == "keyword":
+        said = refused(lambda: made()(LOOPBACK, lambda *_: None, **{name: value}))
+    elif how == "class":
+        said = refused(lambda: made(**{name: value})(LOOPBACK, lambda *_: None))
+    else:
+
+        class Mine(portico.ThreadingTCPServer):
+            def __init__(self) -> None:
+                setattr(self, name, value)
+                super().__init__(LOOPBACK, lambda *_: None)
+
+        said = refused(Mine)
+    assert said.startswith((f"{name} must be ", f"{name}: "))
+    assert settings.ALL[name].kind.allowed in said
+    assert repr(value) in said
+
+
+@EVERY_WAY
+def test_class_attributes_are_checked_for_every_way_to_run(way: str) -> None:
+    for name in ("max_connections", "connection_rate"):
+        members: dict[str, Any] = {name: -1}
+        assert name in refused(lambda: server_class(way, **members)(LOOPBACK, print))  # noqa: B023
+
+
+@pytest.mark.parametrize("how", ["keyword", "class", "mixed"])
+@pytest.mark.parametrize(("values", "named"), CONTRADICTIONS, ids=lambda value: ",".join(value))
+def test_contradictions_are_refused_by_name(values: dict[str, Any], named: list[str], how: str) -> None:
+    (first, *rest) = values.items()
+    attributes = {"keyword": {}, "class": values, "mixed": dict([first])}[how]
+    keywords = {"keyword": values, "class": {}, "mixed": dict(rest)}[how]
+    said = refused(lambda: made(**attributes)(LOOPBACK, lambda *_: None, **keywords))
+    for word in named:
+        assert word in said
+
+
+@pytest.mark.parametrize(("name", "text", "value"), WORDS)
+def test_every_limit_has_a_spelling_for_the_command_line(name: str, text: str, value: Any) -> None:
+    parsed = settings.ALL[name].parse(text)
+    assert parsed == value
+    assert type(parsed) is type(value)
+
+
+@pytest.mark.parametrize("text", ["", "-1", "nan", "inf", "x", "1e999"])
+@pytest.mark.parametrize("name", [name for name in NAMES if isinstance(settings.ALL[name].default, (int, float))])
+def test_words_that_are_no_such_number_are_refused(name: str, text: str) -> None:
+    with pytest.raises(portico.SettingError, match=f"^{name} must be .*, not "):
+        settings.ALL[name].parse(text)
+
+
+def test_a_list_of_networks_names_the_wrong_one() -> None:
+    said = refused(lambda: made()(LOOPBACK, print, allow=["10.0.0.0/8", "10.0.0.1/8"]))
+    assert "allow" in said
+    assert "10.0.0.1/8" in said
+
+
+# -- while a server runs
+
+
+LIVE = [name for name in NAMES if name not in ("keepalive", "tcp_user_timeout", "reuse_threads")]
+
+
+@pytest.mark.parametrize("name", LIVE)
+def test_configure_changes_all_or_none(name: str) -> None:
+    with made()(LOOPBACK, lambda *_: None, max_connections=7, reuse_threads=True).background() as server:
+        before = {limit: getattr(server, limit) for limit in NAMES}
+        for value in [*BAD[name], *WORSE[name]]:
+            with pytest.raises(portico.SettingError, match=name):
+                server.configure(**{"max_connections": 5, "drain_spread": 1.0, name: value})
+            assert {limit: getattr(server, limit) for limit in NAMES} == before
+        good = {word: value for word, _, value in WORDS if word in ("max_connections", "drain_spread", name)}
+        if "burst" in name:
+            good[name.replace("burst", "rate")] = 5.0
+        server.configure(**good)
+        assert {limit: getattr(server, limit) for limit in NAMES} == before | good
+
+
+@pytest.mark.parametrize(("values", "named"), CONTRADICTIONS, ids=lambda value: ",".join(value))
+def test_configure_refuses_contradictions_with_what_is_set(values: dict[str, Any], named: list[str]) -> None:
+    (first, *rest) = values.items()
+    if "burst" in first[0] or "requests" in first[0] or not rest:
+        first, rest = ("grace", 1.0), list(values.items())
+    with made(**dict([first]))(LOOPBACK, lambda *_: None).background() as server:
+        with pytest.raises(portico.SettingError) as caught:
+            server.configure(alarm_cooldown=1, **dict(rest))
+        assert all(word in str(caught.value) for word in named)
+        assert server.alarm_cooldown == 5.0
+        assert not set(dict(rest)) & set(vars(server))
+
+
+@pytest.mark.parametrize("name", ["keepalive", "tcp_user_timeout", "reuse_threads", "request_queue_size", "no_such"])
+def test_what_counts_only_at_the_start_cannot_be_changed(name: str) -> None:
+    with made()(LOOPBACK, lambda *_: None).background() as server:
+        with pytest.raises(portico.SettingError, match=f"'{name}' cannot be changed while a server runs; these can: "):
+            server.configure(max_connections=5, **{name: 5})
+        assert server.max_connections is None
+
+
+def test_a_limit_of_another_way_to_run_cannot_be_set() -> None:
+    with portico.TCPServer(LOOPBACK, lambda *_: None) as server:
+        with pytest.raises(portico.SettingError, match="max_threads"):
+            server.configure(max_threads=5)
+        with pytest.raises(portico.UnknownSettingError, match="max_threads"):
+            portico.TCPServer(LOOPBACK, lambda *_: None, max_threads=5)
+
+
+@EVERY_WAY
+def test_a_refused_change_leaves_the_old_limits_in_force(way: str) -> None:
+    with scene(way, max_connections=2, overload="close") as s:
+        s.crowd.come(2)
+        s.crowd.inside(2)
+        with pytest.raises(portico.SettingError):
+            s.server.configure(max_connections=50, max_connections_per_client=60)
+        s.crowd.come(1)
+        s.crowd.turned_away(1)
+        assert s.server.stats().refused == {"max_connections": 1}
+
+
+def test_no_socket_stays_open_when_a_limit_is_wrong() -> None:
+    with socket.socket() as taken:
+        taken.bind(LOOPBACK)
+        address = taken.getsockname()
+    assert "max_connections" in refused(lambda: made(max_connections=0)(address, print))
+    with socket.socket() as free:
+        free.bind(address)
+
+
+def test_limits_that_are_right_are_kept_as_they_are() -> None:
+    good = {name: value for name, _, value in WORDS if "burst" not in name}
+    with made(**good)(LOOPBACK, lambda *_: None) as server:
+        assert {name: getattr(server, name) for name in good} == good
