@@ -190,6 +190,10 @@ class Connection:
         self._read()
         self._socket = _nothing
 
+    def has_lost_socket(self) -> None:
+        """Its descriptor has been closed by number, which may be somebody else's now: nothing is to be read there."""
+        self._socket = _nothing
+
     def is_idle(self) -> bool:
         """Whether the client is owed nothing: nothing has come that has not been followed by something sent.
 

@@ -289,19 +289,25 @@ class Connections:
 
     def listen(self, access_log: AccessLog | None, has_listener: bool) -> None:
         """Who wants to know of each connection: the access log, an overridden `handle_event`, or neither."""
+        if access_log is not None and self.access_log is None:
+            for connection in self:  # let in when there was none
+                connection._note_local()
+                access_log.begun(connection)
         self.access_log, self.has_listener = access_log, has_listener
         self.tells = has_listener or access_log is not None
 
     def _tell_of_start(self, server: Any, connection: Connection) -> None:
         connection._note_local()
-        if self.access_log is not None:
-            _write(server, self.access_log.begun, connection)
+        log = self.access_log  # which another thread may take away
+        if log is not None:
+            _write(server, log.begun, connection)
         if self.has_listener:
             logs.emit(server, ConnectionStarted(connection))
 
     def _tell_of_end(self, server: Any, connection: Connection) -> None:
-        if self.access_log is not None:
-            _write(server, self.access_log.ended, connection)
+        log = self.access_log
+        if log is not None:
+            _write(server, log.ended, connection)
         if self.has_listener:
             logs.emit(server, ConnectionEnded(connection))
 
