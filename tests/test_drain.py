@@ -145,6 +145,8 @@ def test_an_idle_connection_is_closed_at_once(make: Make, way: Way, stream: str,
     handler = "EchoBye" if way.forks else "Echo"
     if not knows_idle(way, stream, handler):
         pytest.skip("only the child knows")
+    if way.forks and not said:
+        pytest.skip("a child that has just been forked may be told before it can listen")
     server = make(way, handler, stream)
     client = make.client(server)
     assert not said or client.ask(said) == said.upper()
@@ -175,7 +177,7 @@ def test_one_that_becomes_idle_is_closed_then(make: Make, way: Way) -> None:
 
 
 @by_way
-@pytest.mark.parametrize("timeout", [0, 0.3])
+@pytest.mark.parametrize("timeout", [0, 0.2])
 def test_one_that_does_not_end_in_time_is_cut(make: Make, way: Way, timeout: float) -> None:
     server = make(way, "Echo")
     client = in_flight(make, server)
@@ -226,9 +228,9 @@ def test_a_goodbye_that_nobody_reads_holds_nobody_up(make: Make, way: Way) -> No
     server = make(way, "EchoBlocks")
     client = make.client(server, receive_buffer=1 << 12)
     assert client.ask(b"line\n") == b"LINE\n"
-    drain = make.drain(server, 0.5)
+    drain = make.drain(server, 0.3)
     report = drain.report()
-    assert 0.5 <= drain.lasted < 0.5 + CUT_IN + LATE * 2
+    assert 0.3 <= drain.lasted < 0.3 + CUT_IN + LATE * 2
     assert (report.finished, len(report.cut), report.stuck) == (0, 1, [])
     assert set(client.rest()) <= set(b"bye\n")
 
@@ -270,7 +272,7 @@ def stays(way: Way, style: str) -> bool:
     return not way.forks and not (way.on_loop and style == "Sleeps")
 
 
-@pytest.mark.parametrize("timeout", [0, 0.3])
+@pytest.mark.parametrize("timeout", [0, 0.2])
 @pytest.mark.parametrize(("way", "style"), DEAF)
 def test_at_the_deadline_clients_see_the_end(make: Make, way: Way, style: str, timeout: float) -> None:
     server = make(way, style)
@@ -297,10 +299,10 @@ def test_an_idle_one_that_does_not_listen_is_cut_at_the_deadline(make: Make, way
     client = make.client(server)
     assert client.line() == b"here\n"
     [connection] = server.connections()
-    drain = make.drain(server, 0.3)
+    drain = make.drain(server, 0.2)
     said = knows_idle(way, stream, "SleepsBye")
     assert client.rest() == b"bye\n" * said
-    assert 0.3 <= client.ended - drain.began < 0.3 + LATE
+    assert 0.2 <= client.ended - drain.began < 0.2 + LATE
     report = drain.report()
     assert (report.finished, report.goodbyes, report.cut) == (0, int(said), [connection])
     assert len(report.stuck) == stays(way, "Sleeps")
@@ -336,7 +338,7 @@ def test_the_report_tells_who_finished_from_who_was_cut(make: Make, way: Way) ->
     with clients(server, 3) as found:
         assert [client.ask(b"line\n") for client in found] == [b"LINE\n"] * 3
         busy = in_flight(make, server)
-        drain = make.drain(server, 0.3)
+        drain = make.drain(server, 0.2)
         assert [client.rest() for client in found] == [b"bye\n"] * 3
         assert busy.rest() == b""
         report = drain.report()
@@ -407,7 +409,7 @@ def test_while_clients_keep_coming_each_is_served_or_refused(make: Make, way: Wa
     assert report.clean
     assert drain.lasted < 1
     assert set(answers) <= {b"LINE\n", b""}
-    assert answers[-1] == b""
+    assert refuses(server)
     assert len(server.told(ConnectionStarted)) == len(server.told(ConnectionEnded)) == server.stats().accepted
 
 
