@@ -92,11 +92,14 @@ def bytes_in(case: Case) -> tuple[str, ...]:
 
 
 def both_ways(test: Callable[[Case, Lines], None]) -> Callable[[], None]:
-    """Side by side: each finds its own lines by its server's address."""
+    """One after the other: each finds its own lines by its server's address, which is free again after it."""
 
     def run() -> None:
-        with logged() as lines:
-            in_every_way(EVERY)(lambda case: test(case, lines))()
+        def alone(case: Case) -> None:
+            with logged() as lines:
+                test(case, lines)
+
+        in_every_way(EVERY, at_once=False)(alone)()
 
     run.__name__, run.__doc__ = test.__name__, test.__doc__
     return run

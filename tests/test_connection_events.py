@@ -76,7 +76,7 @@ class Crowd:
         self.waiting: list[socket.socket] = []
         """Silent ones, and those that somebody else has to end."""
         self._lock = threading.Lock()
-        self._silent = 4 if case.one_by_one else NUMBER
+        self._silent = 2 if case.one_by_one else NUMBER
 
     def come(self, number: int) -> None:
         what = "echo"
