@@ -43,7 +43,7 @@ def experiment(way: Way, plan: Plan) -> list[Row]:
             way.name,
             f"{number:,} connections",
             [
-                exactly("connected", connected, number),
+                exactly("not connected", number - connected, 0),
                 exactly("differences", ", ".join(f"{n:+} {name}" for name, n in wrong.items()) or 0, 0),
                 exactly("honest clients not answered", said["failures"] or said["unanswered"], 0),
                 shown("ended by", ", ".join(f"{name} {n:,}" for name, n in sorted(stats["ended"].items()))),

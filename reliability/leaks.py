@@ -23,7 +23,7 @@ def experiment(way: Way, plan: Plan) -> list[Row]:
     """Rounds of 400 connections (of 100 with forks) that are short, long, reset, half-closed, cut by the operator, or
     whose handlers raise, sleep or close twice, with limits and time limits set. After some rounds to warm up there must
     be no child, descriptor, thread, green thread or task more at the end than before; the median of memory in the last
-    rounds may be 0.5 MiB above that in the first (an allocator's pages come and go)."""
+    rounds may be 0.5 MiB above that in the first. Before it is read, what is free is given back to the system."""
     warm, rounds, each = plan.of(6, 1), plan.of(24, 3), plan.of(400, 60)
     each //= 4 if way.forks else 1
     sizes = []
@@ -34,7 +34,7 @@ def experiment(way: Way, plan: Plan) -> list[Row]:
             server.settled()
             if count == warm - 1:
                 before = server.ask("leftovers")
-            server.ask("leftovers")  # which collects garbage
+            server.ask("tidy")
             sizes.append(processes.memory(server.pid))
         leaked = server.leaked(before)
     part = max(1, rounds // 3)

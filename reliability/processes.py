@@ -52,7 +52,7 @@ class Server:
         self._output = b""
 
     def ask(self, what: str = "counts") -> dict[str, Any]:
-        """What it answers: "counts", "leftovers"; "cut" has it cut one connection."""
+        """What it answers: "counts", "leftovers"; "tidy" frees what is free, "cut" cuts a connection."""
         with socket.socket(socket.AF_UNIX) as sock:
             sock.settimeout(LIMIT)
             sock.connect(self.control)

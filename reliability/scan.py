@@ -45,7 +45,7 @@ def experiment(way: Way, plan: Plan) -> list[Row]:
             way.name,
             f"{number:,} connections",
             [
-                exactly("connected", said["connected"], number),
+                exactly("not connected", number - said["connected"], 0),
                 at_most("answers (p99)", found["p99"], 50.0, "ms"),
                 exactly("honest lost", found["lost"], 0),
                 exactly("left behind", ", ".join(f"{n} {what}" for what, n in leaked.items()) or 0, 0),
