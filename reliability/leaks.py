@@ -26,10 +26,10 @@ def experiment(way: Way, plan: Plan) -> list[Row]:
     rounds may be 0.5 MiB above that in the first. Before it is read, what is free is given back to the system."""
     warm, rounds, each = plan.of(6, 1), plan.of(24, 3), plan.of(400, 60)
     each //= 4 if way.forks else 1
-    sizes = []
+    sizes, failed = [], 0
     with processes.serving(way, settings=SETTINGS) as server:
         for count in range(warm + rounds):
-            processes.load("leaks", "mixed", 60, address=server.address, number=each)
+            failed += processes.load("leaks", "mixed", 60, address=server.address, number=each)["failures"]
             server.ask("cut")
             server.settled()
             if count == warm - 1:
@@ -46,6 +46,7 @@ def experiment(way: Way, plan: Plan) -> list[Row]:
             [
                 exactly("left behind", ", ".join(f"{n} {what}" for what, n in leaked.items()) or 0, 0),
                 at_most("memory grown by", round(last - first, 3), GROWTH, "MiB"),
+                exactly("clients failed", failed, 0),
                 shown("memory", last, "MiB"),
                 shown("held", ", ".join(f"{n} {what}" for what, n in before.items() if n)),
             ],

@@ -55,6 +55,7 @@ def experiment(way: Way, plan: Plan) -> list[Row]:
             [
                 at_most("memory an hour", found, LIMIT, "MiB"),
                 exactly("left behind", ", ".join(f"{n} {what}" for what, n in leaked.items()) or 0, 0),
+                exactly("clients failed", said["failures"], 0),
                 exactly("not counted", stats["accepted"] - said["connected"], 0),
                 exactly("log records not of a failure", len(records), 0),
                 shown("memory", samples[-1][1] if samples else 0.0, "MiB"),
