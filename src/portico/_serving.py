@@ -298,12 +298,16 @@ def end_request(server: Any, request: Any) -> None:
 
 
 def teller(server: Any) -> Callable[[State, State], None]:
-    """What a server's lifecycle tells its changes to. It does not keep the server alive."""
+    """What a server's lifecycle tells its changes to. It does not keep the server alive.
+
+    As of connections, only those are told who have asked, by overriding `handle_event`: a program whose log goes to
+    this very server (`HTTPHandler`) would wait for an answer that a loop about to end does not give any more.
+    """
     known = ref(server)
 
     def tell(before: State, after: State) -> None:
         found = known()
-        if found is not None:
+        if found is not None and hasattr(found, "handle_event") and found._portico_overridden("handle_event"):
             logs.emit(found, StateChanged(before, after))
 
     return tell
