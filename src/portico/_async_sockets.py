@@ -10,6 +10,7 @@ import asyncio
 import socket
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
+from weakref import ref
 
 from ._meters import Counting, MeteredSocket
 from ._readiness import PATIENCE, FutureWaiter, Watched
@@ -28,8 +29,6 @@ _recv: Final = _Socket.recv
 _send: Final = _Socket.send
 _READ, _WRITE = True, False
 _PIECE: Final = 1 << 20
-# So much is counted at once, so that a slow peer is told from one that takes nothing.
-_COUNTED: Final = 1 << 16
 
 
 class AsyncSocket(Watched):
@@ -210,43 +209,51 @@ class CountedAsyncSocket(Counting, AsyncSocket):
 
     async def recv(self, bufsize: int, flags: int = 0, /) -> bytes:  # type: ignore[override]
         data = await AsyncSocket.recv(self, bufsize, flags)
-        self._got(0 if flags & socket.MSG_PEEK else len(data))
+        self._got(len(data), flags)
         return data
 
     async def recv_into(self, buffer: Any, nbytes: int = 0, flags: int = 0, /) -> int:  # type: ignore[override]
         count = await AsyncSocket.recv_into(self, buffer, nbytes, flags)
-        self._got(0 if flags & socket.MSG_PEEK else count)
+        self._got(count, flags)
         return count
 
     async def recvfrom(self, bufsize: int, flags: int = 0, /) -> tuple[bytes, Any]:  # type: ignore[override]
         answer = await AsyncSocket.recvfrom(self, bufsize, flags)
-        self._got(0 if flags & socket.MSG_PEEK else len(answer[0]))
+        self._got(len(answer[0]), flags)
+        return answer
+
+    async def recvfrom_into(self, buffer: Any, nbytes: int = 0, flags: int = 0, /) -> Any:  # type: ignore[override]
+        answer = await AsyncSocket.recvfrom_into(self, buffer, nbytes, flags)
+        self._got(answer[0], flags)
         return answer
 
     async def recvmsg(self, bufsize: int, ancbufsize: int = 0, flags: int = 0, /) -> Any:  # type: ignore[override]
         answer = await AsyncSocket.recvmsg(self, bufsize, ancbufsize, flags)
-        self._got(0 if flags & socket.MSG_PEEK else len(answer[0]))
+        self._got(len(answer[0]), flags)
         return answer
 
-    async def send(self, data: Any, flags: int = 0, /) -> int:  # type: ignore[override]
-        count = await AsyncSocket.send(self, data, flags)
-        self._gave(count)
-        return count
+    async def recvmsg_into(self, buffers: Any, ancbufsize: int = 0, flags: int = 0, /) -> Any:  # type: ignore[override]
+        answer = await AsyncSocket.recvmsg_into(self, buffers, ancbufsize, flags)
+        self._got(answer[0], flags)
+        return answer
 
     async def sendall(self, data: Any, flags: int = 0, /) -> None:  # type: ignore[override]
         with memoryview(data) as view, view.cast("B") as rest:
-            for start in range(0, len(rest), _COUNTED):
-                piece = bytes(rest[start : start + _COUNTED])
-                await AsyncSocket.sendall(self, piece, flags)
-                self._gave(len(piece))
+            sent = 0
+            while sent < len(rest):
+                sent += await self._call(_WRITE, _send, rest[sent:], flags)
 
-    async def sendmsg(self, *arguments: Any) -> int:  # type: ignore[override]
-        count = await AsyncSocket.sendmsg(self, *arguments)
-        self._gave(count)
-        return count
+    async def _call(self, read: bool, call: Callable[..., Any], *arguments: Any) -> Any:
+        """All that sends comes by here, each time that something is sent."""
+        if read:
+            return await super()._call(read, call, *arguments)
 
-    async def sendfile(self, file: Any, offset: int = 0, count: int | None = None) -> int:  # type: ignore[override]
-        return await AsyncSocket.sendfile(self, file, offset, count)  # by way of sendall, which counts
+        def counted(sock: CountedAsyncSocket, *arguments: Any) -> int:
+            count: int = call(sock, *arguments)
+            sock._gave(count)
+            return count
+
+        return await super()._call(read, counted, *arguments)
 
 
 class StreamSocket(MeteredSocket):
@@ -256,7 +263,7 @@ class StreamSocket(MeteredSocket):
 
     def detach(self) -> int:
         if self.connection is not None:
-            self.connection.leaves_socket()
+            self.connection.has_lost_socket()
         return socket.socket.detach(self)
 
 
@@ -273,15 +280,30 @@ class CountedReader(asyncio.StreamReader):
 
 
 class CountedWriter(asyncio.StreamWriter):
-    """A `StreamWriter` that counts what it is given."""
+    """A `StreamWriter` that counts what it is given, less what waits for the peer to take something."""
 
     tally: Tally | None = None
 
+    def count_in(self, tally: Tally) -> None:
+        known = ref(self)  # a connection may be remembered for longer than its streams
+
+        def unsent() -> int:
+            writer = known()
+            return 0 if writer is None else writer.unsent()
+
+        self.tally, tally.unsent = tally, unsent
+
+    def unsent(self) -> int:
+        try:
+            return self.transport.get_write_buffer_size()
+        except RuntimeError:  # it adds up what changes in another thread just now
+            return 0 if self.tally is None else self.tally.sent
+
     def write(self, data: Any) -> None:
+        super().write(data)
         if self.tally is not None:
             self.tally.sent += memoryview(data).nbytes
             self.tally.said = monotonic()
-        super().write(data)
 
     def writelines(self, data: Iterable[Any]) -> None:
         self.write(b"".join(data))

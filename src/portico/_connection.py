@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Connection"]
 
-# Seconds; the kernel tells in milliseconds and counts in ticks of up to 10.
-_MOMENT: Final = 0.02
+# Seconds. The kernel tells in milliseconds, and counts in ticks of up to 10 of them.
+_TICK: Final = 0.012
+_MOMENT: Final = 0.25
 _shutdown: Final = socket.SocketType.shutdown
 
 
@@ -197,14 +198,18 @@ class Connection:
     def is_idle(self) -> bool:
         """Whether the client is owed nothing: nothing has come that has not been followed by something sent.
 
-        For a moment after something has come it never is: the kernel's clock is coarse.
+        What the kernel says was said within a tick of its clock may have been said before or after: it is believed to
+        be an answer when nothing more has come for a moment.
         """
         known = self.measure()
         if known is None:
             return False
         if not known.received or not known.sent:  # what was never said counts as said when the connection began
             return not known.received
-        return known.heard <= known.said and monotonic() - known.heard > _MOMENT
+        if known.heard > known.said:
+            return False
+        exact = self.tally is not None or known.said - known.heard >= _TICK
+        return exact or monotonic() - known.heard > _MOMENT
 
     def failed(self, reason: EndReason) -> None:
         if self.reason is None:

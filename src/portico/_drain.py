@@ -36,6 +36,9 @@ _PATIENCE: Final = 1.0
 # Seconds after which a drain says whom it is waiting for; the next time after ten times as long.
 _STUCK: Final = 1.0
 _NAMED: Final = 20
+_EVERYBODY: Final = sys.maxsize
+# Seconds in which those are told that were not yet known to be idle, where nobody waits.
+_LATER: Final = 0.5
 # Seconds that the loop has to end, when nothing else runs any more.
 _LOOP_ENDS: Final = 1.0
 _A_WHILE: Final = 3600.0
@@ -92,10 +95,17 @@ class Drain:
         return self.report
 
     def tell(self) -> None:
-        """Tell those that are idle to end, and wait for nobody."""
-        running = self._running()
-        self._tell(running, len(running))
+        """Tell those that are idle to end, and wait for nobody: of some it shows only in a moment, and in a thread."""
+        self._tell(list(self._connections), _EVERYBODY)
         self._end()
+        if self.tells and len(self._connections):
+            threading.Thread(target=self._tell_later, name="portico telling the idle", daemon=True).start()
+
+    def _tell_later(self) -> None:
+        until = monotonic() + _LATER
+        while len(self._connections) and monotonic() < until:
+            self._await_end(_LOOK)
+            self._tell(list(self._connections), _EVERYBODY)
 
     def wait(self) -> DrainReport:
         """Until it is over, in whichever thread it runs."""

@@ -12,14 +12,17 @@ import os
 import select
 import socket
 from time import monotonic
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from greenlet import getcurrent
 
 from ._addresses import AF_UNIX
 from ._hub import GreenThread
-from ._meters import Counting
+from ._meters import CountingReads
 from ._parking import AGAIN, DONT_WAIT, READ, WRITE, ParkingSocket, retried
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 __all__ = ["CountedGreenSocket", "GreenSocket"]
 
@@ -279,10 +282,25 @@ class GreenSocket(ParkingSocket):
         return address
 
 
-class CountedGreenSocket(Counting, GreenSocket):
+class CountedGreenSocket(CountingReads, GreenSocket):
     """A `GreenSocket` that counts what goes over it, where the kernel does not."""
 
     __slots__ = ()
+
+    def sendall(self, data: Any, flags: int = 0, /) -> None:
+        self._send_rest(data, flags)
+
+    def _call(self, read: bool, call: Callable[..., Any], *arguments: Any, **keywords: Any) -> Any:
+        """All that sends comes by here, each time that something is sent."""
+        if read or call is _connected:
+            return super()._call(read, call, *arguments, **keywords)
+
+        def counted(sock: CountedGreenSocket, *arguments: Any) -> int:
+            count: int = call(sock, *arguments)
+            sock._gave(count)
+            return count
+
+        return super()._call(read, counted, *arguments, **keywords)
 
 
 def _has_room(buffer: Any, nbytes: int) -> bool:

@@ -13,7 +13,7 @@ import sys
 from . import limits, settings
 from ._system import System
 from .errors import SettingError
-from .lifecycle import EndReason, Verb
+from .lifecycle import EndReason, State, Verb
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ __all__ = ["Managed", "Own"]
 _FOR_EVER = float("inf")
 _RESET = (1).to_bytes(4, sys.byteorder) + bytes(4)  # SO_LINGER on, for no time: close() frees what waits to be sent
 _AS_SET: Any = object()
+_ENDING = (State.DRAINING, State.CLOSING, State.CLOSED)
 
 
 class Own:
@@ -162,7 +163,7 @@ class Managed:
 
     def is_draining(self) -> bool:
         """Whether the server has been told to come to its end: the time for a handler to take nothing new on."""
-        return self._portico_drain is not None
+        return self._portico_lifecycle.state in _ENDING
 
     def drain(self, timeout: float | None = _AS_SET) -> DrainReport:
         """Come to the end: close the listener, let requests finish, close idle connections, cut the rest in time.
@@ -256,10 +257,11 @@ class Managed:
         else:
             drain, is_new = self._portico_begin_drain(_AS_SET)
             drain.tells &= not (is_new and self.stdlib_compat)
-            if not wait and is_new:
-                drain.tell()
-            elif wait:
+            if wait:
                 _ = drain.run() if is_new else drain.wait()
+            elif is_new:
+                drain.tell()
+                self._portico_drain = None  # who wants to wait may still do so
         self._portico_end_timers()
 
     def _portico_end_listener(self) -> None:

@@ -14,11 +14,13 @@ from time import monotonic
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any, Final
 
 __all__ = [
     "CountedSocket",
     "Counting",
+    "CountingReads",
     "Metered",
     "MeteredSocket",
     "Tally",
@@ -34,15 +36,17 @@ _Socket: Any = socket.SocketType
 _TCP: Final = int(socket.IPPROTO_TCP)
 _TCP_INFO: Final = 11
 # struct tcp_info of linux/tcp.h up to tcpi_bytes_retrans (Linux 4.19): state, segments unacknowledged, milliseconds
-# since data was last sent and received, bytes received, bytes not sent yet, bytes sent, bytes sent again.
-_INFO: Final = Struct("=B23xI16xI4xI72xQ8xI52xQQ")
+# since data was last sent and received; and bytes: acknowledged (our end is one), received, unsent, sent, sent again.
+_INFO: Final = Struct("=B23xI16xI4xI64xQQ8xI52xQQ")
 _LENGTH: Final = _INFO.size
 _unpack: Final = _INFO.unpack
 _getsockopt: Final = _Socket.getsockopt
 # States in which the peer's end has come, which the kernel counts as a byte received.
 _ENDED: Final = (6, 8, 9, 11)
+_CLOSED: Final = 7
 _LINUX: Final = sys.platform == "linux"
 _PIECE: Final = 1 << 16
+_PEEK: Final = int(socket.MSG_PEEK)
 _INET: Final = (int(socket.AF_INET), int(socket.AF_INET6))
 
 
@@ -66,16 +70,22 @@ class Traffic:
 class Tally:
     """Counts what the kernel does not."""
 
-    __slots__ = ("heard", "received", "said", "sent")
+    __slots__ = ("_told", "heard", "received", "said", "sent", "unsent")
 
     def __init__(self, now: float) -> None:
-        self.received = self.sent = 0
+        self.received = self.sent = self._told = 0
         self.heard = self.said = now
+        self.unsent: Callable[[], int] | None = None
+        """How much of `sent` still waits in this process, where something keeps it there."""
 
     def traffic(self, sock: Any) -> Traffic:
+        sent, unsent = self.sent, 0  # in this order: never too much, if something is sent meanwhile
+        if self.unsent is not None:
+            unsent = self.unsent()
+            sent = self._told = max(self._told, sent - unsent)
         waiting = _out_queue(sock)
-        taken = self.sent - waiting
-        return Traffic(self.received, self.sent, taken=taken, waiting=waiting, heard=self.heard, said=self.said)
+        taken, waiting = sent - waiting, waiting + unsent
+        return Traffic(self.received, sent, taken=taken, waiting=waiting, heard=self.heard, said=self.said)
 
 
 def kernel_counts_family(family: int) -> bool:
@@ -98,14 +108,21 @@ def kernel_figures(sock: Any) -> bytes | None:
 
 
 def kernel_totals(figures: bytes) -> tuple[int, int]:
-    """Bytes in and out, as figures say."""
-    state, _, _, _, received, _, sent, again = _unpack(figures)
-    return received - (state in _ENDED), sent - again
+    """Bytes in and out, as figures say; what the kernel has taken and not sent yet is out.
+
+    Of a connection that is closed on both sides a reset, after which no end comes, is told by our own end: that is
+    counted as acknowledged when the peer has closed in peace.
+    """
+    state, _, _, _, acknowledged, received, unsent, sent, again = _unpack(figures)
+    sent -= again
+    if state in _ENDED or (state == _CLOSED and acknowledged > sent):
+        received -= 1
+    return received, sent + unsent
 
 
 def kernel_traffic(figures: bytes, now: float) -> Traffic:
     """What figures read at that time say."""
-    _, unacked, said_ago, heard_ago, _, unsent, _, _ = _unpack(figures)
+    _, unacked, said_ago, heard_ago, _, _, unsent, _, _ = _unpack(figures)
     received, sent = kernel_totals(figures)
     waiting = unacked + unsent
     heard, said = now - heard_ago / 1000, now - said_ago / 1000
@@ -166,75 +183,115 @@ class MeteredSocket(Metered, socket.socket):
 
 
 class Counting(Metered):
-    """Counts what goes over a socket, where the kernel does not: mix-in for blocking and green sockets."""
+    """Counts what goes over a socket, where the kernel does not. Mix-in; the classes below and elsewhere say when.
+
+    Calls that send several times (sendall, sendfile) are counted each time: a slow peer is told from one that takes
+    nothing, and of what an error ends it is known how far it came.
+    """
 
     __slots__ = ()
 
-    def _got(self, count: int) -> None:
-        connection = self.connection
-        if connection is not None and count:
-            tally = connection.tally
+    def _got(self, count: int, flags: int = 0) -> None:
+        tally = None if self.connection is None else self.connection.tally
+        if tally is not None and count and not flags & _PEEK:
             tally.received += count
             tally.heard = monotonic()
 
     def _gave(self, count: int) -> None:
-        connection = self.connection
-        if connection is not None and count:
-            tally = connection.tally
+        tally = None if self.connection is None else self.connection.tally
+        if tally is not None and count:
             tally.sent += count
             tally.said = monotonic()
 
+
+class CountingReads(Counting):
+    """Counts what is read by calls that block, or park."""
+
+    __slots__ = ()
+
     def recv(self, bufsize: int, flags: int = 0, /) -> bytes:
         data: bytes = super().recv(bufsize, flags)  # type: ignore[misc]
-        self._got(0 if flags & socket.MSG_PEEK else len(data))
+        self._got(len(data), flags)
         return data
 
-    def recv_into(self, buffer: Any, nbytes: int = 0, flags: int = 0, /) -> int:
+    def recv_into(self, buffer: Any, nbytes: int = 0, flags: int = 0) -> int:
         count: int = super().recv_into(buffer, nbytes, flags)  # type: ignore[misc]
-        self._got(0 if flags & socket.MSG_PEEK else count)
+        self._got(count, flags)
         return count
 
     def recvfrom(self, bufsize: int, flags: int = 0, /) -> Any:
         answer = super().recvfrom(bufsize, flags)  # type: ignore[misc]
-        self._got(0 if flags & socket.MSG_PEEK else len(answer[0]))
+        self._got(len(answer[0]), flags)
+        return answer
+
+    def recvfrom_into(self, buffer: Any, nbytes: int = 0, flags: int = 0) -> Any:
+        answer = super().recvfrom_into(buffer, nbytes, flags)  # type: ignore[misc]
+        self._got(answer[0], flags)
         return answer
 
     def recvmsg(self, bufsize: int, ancbufsize: int = 0, flags: int = 0, /) -> Any:
         answer = super().recvmsg(bufsize, ancbufsize, flags)  # type: ignore[misc]
-        self._got(0 if flags & socket.MSG_PEEK else len(answer[0]))
+        self._got(len(answer[0]), flags)
         return answer
 
+    def recvmsg_into(self, buffers: Any, ancbufsize: int = 0, flags: int = 0, /) -> Any:
+        answer = super().recvmsg_into(buffers, ancbufsize, flags)  # type: ignore[misc]
+        self._got(answer[0], flags)
+        return answer
+
+
+class CountedSocket(CountingReads, MeteredSocket):
+    """A `MeteredSocket` that counts."""
+
+    __slots__ = ()
+
     def send(self, data: Any, flags: int = 0, /) -> int:
-        count: int = super().send(data, flags)  # type: ignore[misc]
+        count: int = super().send(data, flags)
+        self._gave(count)
+        return count
+
+    def sendto(self, *arguments: Any) -> int:
+        count: int = super().sendto(*arguments)
+        self._gave(count)
+        return count
+
+    def sendmsg(self, *arguments: Any) -> int:
+        count: int = super().sendmsg(*arguments)
         self._gave(count)
         return count
 
     def sendall(self, data: Any, flags: int = 0, /) -> None:
-        """In pieces, so that a slow peer is told from one that takes nothing; but a timeout is for the whole."""
-        if (type(data) is bytes and len(data) <= _PIECE) or self.gettimeout() is not None:  # type: ignore[attr-defined]
-            super().sendall(data, flags)  # type: ignore[misc]
-            self._gave(memoryview(data).nbytes)
-            return
+        """By way of `send`, which tells what has gone; a timeout is for the whole, as ever."""
+        timeout = self.gettimeout()
+        deadline = monotonic() + timeout if timeout else None
         with memoryview(data) as view, view.cast("B") as rest:
-            for start in range(0, len(rest), _PIECE):
-                piece = rest[start : start + _PIECE]
-                super().sendall(piece, flags)  # type: ignore[misc]
-                self._gave(len(piece))
+            sent = self.send(rest[:_PIECE], flags)  # nothing is sent, too: that may fail
+            while sent < len(rest):
+                if deadline is not None and not _takes_more(self, deadline - monotonic()):
+                    raise TimeoutError("timed out")
+                sent += self.send(rest[sent : sent + _PIECE], flags)
 
-    def sendmsg(self, *arguments: Any) -> int:
-        count: int = super().sendmsg(*arguments)  # type: ignore[misc]
-        self._gave(count)
-        return count
+    def _sendfile_use_sendfile(self, file: Any, offset: int = 0, count: int | None = None) -> int:
+        """What `sendfile` comes to where the system can do it; else it comes to `send`, which counts."""
+        sent = 0
+        while count is None or sent < count:
+            piece = _PIECE if count is None else min(_PIECE, count - sent)
+            now: int = super()._sendfile_use_sendfile(file, offset + sent, piece)  # type: ignore[misc]
+            self._gave(now)
+            sent += now
+            if now < piece:
+                break
+        return sent
 
-    def sendfile(self, *arguments: Any, **keywords: Any) -> int:
-        before = self.connection.tally.sent if self.connection is not None else 0
-        count: int = super().sendfile(*arguments, **keywords)  # type: ignore[misc]
-        if self.connection is not None:  # it may have gone through send(), which has counted
-            self._gave(before + count - self.connection.tally.sent)
-        return count
 
+def _takes_more(sock: Any, seconds: float) -> bool:
+    """Wait until something can be sent; whether that was so in time."""
+    import select
 
-class CountedSocket(Counting, MeteredSocket):
-    """A `MeteredSocket` that counts."""
-
-    __slots__ = ()
+    if seconds <= 0:
+        return False
+    if not hasattr(select, "poll"):
+        return bool(select.select((), (sock,), (), seconds)[1])
+    waiting = select.poll()
+    waiting.register(sock, select.POLLOUT)
+    return bool(waiting.poll(seconds * 1000))

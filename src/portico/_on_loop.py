@@ -141,7 +141,7 @@ class OnLoop(Serving):
     _portico_requests_so_far: tuple[Requests, ...] = ()
     """Of this loop, and of earlier ones whose requests have not all ended."""
     _portico_waits_on_close = True
-    _portico_last_words = 0.05
+    _portico_last_words = 0.03
     _portico_answering: socket.socket | None = None
     """What datagram handlers answer through: the server's own socket once more, as one that does not block the loop."""
 

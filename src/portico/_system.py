@@ -111,6 +111,12 @@ class System:
 
         return signal.signal(number, handler)
 
+    def hold_back(self, number: int, hold: bool) -> None:
+        """Have a signal wait from now on, in this thread and the processes it forks, or no longer."""
+        import signal
+
+        signal.pthread_sigmask(signal.SIG_BLOCK if hold else signal.SIG_UNBLOCK, (number,))
+
     def tell_of_signals(self, descriptor: int) -> bool:
         """Have every signal write a byte to `descriptor` (-1: no longer); whether that could be had.
 

@@ -103,17 +103,26 @@ class AsyncStreamRequestHandler(AsyncBaseRequestHandler[ServerT, Any]):
             plain.close()
             raise
         self.wfile = writer = CountedWriter(transport, protocol, reader, loop)
-        writer.tally = reader.tally
+        if reader.tally is not None:
+            writer.count_in(reader.tally)
 
     async def finish(self) -> None:
-        self.request.was_connected = not (self.wfile.is_closing() or self.rfile.exception())
-        self.wfile.close()
+        writer = self.wfile
+        self.request.was_connected = not (writer.is_closing() or self.rfile.exception())
         try:
-            await self.wfile.wait_closed()
+            try:
+                if self.request.was_connected and self.request.connection is not None:
+                    if writer.transport.get_write_buffer_size():
+                        writer.transport.set_write_buffer_limits(0)
+                        await writer.drain()
+                    self.request.connection.measure()  # now: uvloop closes the descriptor before it says so
+            finally:
+                writer.close()
+            await writer.wait_closed()
         except OSError:  # the peer has gone: there is nobody left to write to
             pass
         except BaseException:  # cancelled while the peer did not take the rest
-            self.wfile.transport.abort()
+            writer.transport.abort()
             raise
 
 

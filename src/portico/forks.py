@@ -85,10 +85,7 @@ class ForkingMixIn(Serving):
         if not self._portico_looked_for_threads:
             self._portico_look_for_threads()
         connection = self._portico_connections.of(request)
-        try:
-            pid = self._portico_system.fork()
-        except OSError as error:
-            raise Overloaded(f"no process for a request ({error})") from error
+        pid = self._portico_fork()
         if pid == 0:
             self._portico_run_child(request, client_address, connection)
         if self.active_children is None:
@@ -146,6 +143,20 @@ class ForkingMixIn(Serving):
         self._portico_end_watch()
 
     # -- in the parent
+
+    def _portico_fork(self) -> int:
+        """Fork. Where a child is to hear of SIGTERM, that waits until it can (`_portico_hear_of_goodbye`)."""
+        says_goodbye, pid = self._portico_says_goodbye, -1
+        try:
+            if says_goodbye:
+                self._portico_system.hold_back(signal.SIGTERM, True)
+            pid = self._portico_system.fork()
+        except OSError as error:
+            raise Overloaded(f"no process for a request ({error})") from error
+        finally:
+            if says_goodbye and pid:
+                self._portico_system.hold_back(signal.SIGTERM, False)
+        return pid
 
     def _portico_prepare_to_sleep(self) -> None:
         """Have the loop woken by children's ends. Not done at the fork: a busy server reaps without being woken."""
@@ -338,3 +349,4 @@ class ForkingMixIn(Serving):
             connection.shut(socket.SHUT_RD)
 
         self._portico_system.on_signal(signal.SIGTERM, say_goodbye)
+        self._portico_system.hold_back(signal.SIGTERM, False)
