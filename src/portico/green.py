@@ -42,9 +42,9 @@ class GreenMixIn(OnLoop):
 
     The handler is the one that runs under `ThreadingMixIn`. `serve_forever` makes an event loop and closes it;
     `serve_async` serves on the one that runs. Both return when the requests have ended, too: after `shutdown` they may
-    come to their end; on `server_close` those that have not after `drain_timeout` seconds are ended where they wait, by a
-    `GreenletExit`, so that `finally` and `finish()` run. With `daemon_threads`, or without `block_on_close`, those that still run half a second after
-    `shutdown` are ended as well.
+    come to their end; on `server_close` those that have not after `drain_timeout` seconds are ended where they wait, by
+    a `GreenletExit`, so that `finally` and `finish()` run. With `daemon_threads`, or without `block_on_close`, those
+    that still run half a second after `shutdown` are ended as well.
     """
 
     blocking_warning: float | None = settings.BLOCKING_WARNING.default
