@@ -39,9 +39,8 @@ def page() -> str:
     rows = ""
     for setting in settings.ALL.values():
         stdlib = shown(setting.stdlib) if setting.stdlib is not SAME else ""
-        rows += (
-            f"| `{setting.name}` | {shown(setting.default)} | {stdlib} | {setting.kind.allowed} | {setting.reason} |\n"
-        )
+        cells = f"`{setting.name}`", setting.unit, shown(setting.default), stdlib, setting.kind.allowed, setting.reason
+        rows += f"| {' | '.join(cells)} |\n"
     return HEAD + rows
 
 

@@ -238,6 +238,16 @@ class CountedAsyncSocket(Counting, AsyncSocket):
         return answer
 
     async def sendall(self, data: Any, flags: int = 0, /) -> None:  # type: ignore[override]
+        if type(data) is bytes and self._writable and self._patience:  # as in AsyncSocket
+            try:
+                sent = _send(self, data, flags)
+            except _AGAIN:
+                sent = 0
+            self._gave(sent)
+            if sent == len(data):
+                self._patience -= 1
+                return
+            data = memoryview(data)[sent:]
         with memoryview(data) as view, view.cast("B") as rest:
             sent = 0
             while sent < len(rest):

@@ -42,6 +42,8 @@ def told(server: object) -> str:
 
 
 def _facts(server: object) -> Iterator[str]:
+    if hasattr(server, "max_children"):
+        yield f"max_children {server.max_children}"
     for setting in LIMITS:
         value = getattr(server, setting.name, setting.default)
         if value == setting.default and setting.name != "drain_timeout":

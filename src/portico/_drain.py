@@ -57,7 +57,7 @@ class Drain:
         self._timeout = timeout
         self._grace = grace
         self._deadline = _NEVER
-        self._hurry = threading.Event()
+        self._hurried = False
         self._over = threading.Event()
         self._someone_ended = self._connections.someone_ended = threading.Event()
         self._ended_before = self._connections.number_ended()
@@ -76,12 +76,13 @@ class Drain:
         """Close the listener, then see to it that every connection ends. Blocks."""
         began = monotonic()
         try:
-            if self._grace:  # the time in which balancers learn that this server is going
-                self._hurry.wait(self._grace)
+            until = began + self._grace  # the time in which balancers learn that this server is going
+            while not self._hurried and (left := until - monotonic()) > 0:
+                self._await_end(min(_LOOK, left))
             self._take_no_more()
             if self._timeout is not None:
                 self._deadline = monotonic() + self._timeout
-            if self._hurry.is_set():
+            if self._hurried:
                 self._deadline = 0.0
             self._wait_for_ends()
             self._cut()
@@ -116,10 +117,9 @@ class Drain:
         return self.report
 
     def cut_now(self) -> None:
-        """The deadline is now."""
-        self._hurry.set()
+        """The deadline is now, as the next look sees: an Event's lock may be held by whom a signal has interrupted."""
+        self._hurried = True
         self._deadline = 0.0
-        self._someone_ended.set()
 
     # -- steps
 

@@ -288,6 +288,16 @@ class CountedGreenSocket(CountingReads, GreenSocket):
     __slots__ = ()
 
     def sendall(self, data: Any, flags: int = 0, /) -> None:
+        if type(data) is bytes and self._writable and self._home is not None and self._patience:  # as in GreenSocket
+            try:
+                sent = _send(self, data, flags)
+            except AGAIN:
+                sent = 0
+            self._gave(sent)
+            if sent == len(data):
+                self._patience -= 1
+                return
+            data = memoryview(data)[sent:]
         self._send_rest(data, flags)
 
     def _call(self, read: bool, call: Callable[..., Any], *arguments: Any, **keywords: Any) -> Any:

@@ -93,6 +93,8 @@ class Managed:
     _portico_limited = False
     """Whether `_portico_hold` has to be asked before anything is accepted."""
     _portico_suspended = False
+    _portico_is_program = False
+    """Whether `run` or the command serves it, where nobody expects what `socketserver` does in every detail."""
     _portico_says_goodbye = False
     """Whether handlers have a `goodbye`."""
     _portico_drain: Drain | None = None
@@ -172,6 +174,8 @@ class Managed:
         a drain that runs already is waited for. `server_close` afterwards has nothing left to do. Raises
         `RuntimeError` in the thread of the server's own loop, which would wait for itself: there `request_drain` it is.
         """
+        if timeout is not _AS_SET:
+            limits.DRAIN_TIMEOUT.check(timeout)
         if self._portico_lifecycle.runs_here:
             raise RuntimeError("drain() would wait for its own thread: call request_drain(), or drain() in another one")
         drain, is_new = self._portico_begin_drain(timeout)
@@ -179,6 +183,8 @@ class Managed:
 
     def request_drain(self, timeout: float | None = _AS_SET) -> None:
         """The same without waiting: from any thread, from handlers, hooks and signal handlers."""
+        if timeout is not _AS_SET:
+            limits.DRAIN_TIMEOUT.check(timeout)
         drain, is_new = self._portico_begin_drain(timeout)
         if is_new:
             drain.start()

@@ -41,6 +41,7 @@ _INFO: Final = Struct("=B23xI16xI4xI64xQQ8xI52xQQ")
 _LENGTH: Final = _INFO.size
 _unpack: Final = _INFO.unpack
 _getsockopt: Final = _Socket.getsockopt
+_sendall: Final = _Socket.sendall
 # States in which the peer's end has come, which the kernel counts as a byte received.
 _ENDED: Final = (6, 8, 9, 11)
 _CLOSED: Final = 7
@@ -211,7 +212,12 @@ class CountingReads(Counting):
 
     def recv(self, bufsize: int, flags: int = 0, /) -> bytes:
         data: bytes = super().recv(bufsize, flags)  # type: ignore[misc]
-        self._got(len(data), flags)
+        connection = self.connection
+        if connection is not None and connection.tally is not None and not flags:  # `_got`, without a call
+            connection.tally.received += len(data)
+            connection.tally.heard = monotonic()
+        elif flags:
+            self._got(len(data), flags)
         return data
 
     def recv_into(self, buffer: Any, nbytes: int = 0, flags: int = 0) -> int:
@@ -263,6 +269,13 @@ class CountedSocket(CountingReads, MeteredSocket):
     def sendall(self, data: Any, flags: int = 0, /) -> None:
         """By way of `send`, which tells what has gone; a timeout is for the whole, as ever."""
         timeout = self.gettimeout()
+        if timeout is None and type(data) is bytes and len(data) <= _PIECE:  # which mostly goes at once
+            _sendall(self, data, flags)
+            connection = self.connection
+            if connection is not None and connection.tally is not None:
+                connection.tally.sent += len(data)
+                connection.tally.said = monotonic()
+            return
         deadline = monotonic() + timeout if timeout else None
         with memoryview(data) as view, view.cast("B") as rest:
             sent = self.send(rest[:_PIECE], flags)  # nothing is sent, too: that may fail

@@ -279,6 +279,9 @@ class OnLoop(Serving):
             self._portico_requests,
         )
 
+        if self._portico_timers is not None:  # a request may have been let in before, by `handle_request`
+            self._portico_timers.look_soon()
+
     def _portico_leave(self) -> None:
         """No further request will run there; those that do, go on, unless nobody wants to wait for them."""
         self._portico_engine = self._portico_answering = None
@@ -311,14 +314,15 @@ class _Timers:
     """Enforces time limits by the loop's own timers, as long as a request runs there."""
 
     def __init__(self, limits: Any, connections: Connections, server: OnLoop) -> None:
-        self.keeper = Timekeeper(limits, connections, self._sooner)
+        self.keeper = Timekeeper(limits, connections, self.look_soon)
         self._server = server
         self._handle: asyncio.TimerHandle | None = None
 
     def close(self) -> None:
         """The loop forgets its timer when it is closed, or finds nothing to look at."""
 
-    def _sooner(self) -> None:
+    def look_soon(self) -> None:
+        """There is something to look at, sooner than before."""
         if self._server._portico_engine is not None:
             self._server._portico_requests.soon(self._look)
 

@@ -58,6 +58,8 @@ class StopsOnSignals:
 
     def serve(self, serve_together: Callable[[Sequence[Any]], None]) -> None:
         """Serve until all have ended, and been drained if it was a signal that ended them."""
+        for server in self._servers:
+            server._portico_is_program = True
         try:
             serve_together(self._servers)
         except (RuntimeError, ValueError):

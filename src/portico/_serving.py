@@ -13,7 +13,7 @@ import socket as _socket
 import sys
 from _weakref import ref
 
-from . import _handler_kinds, _sockets, logs, settings
+from . import _handler_kinds, _sockets, limits, logs, settings
 from ._acceptor import Acceptor, serve
 from ._loop import Loop, selector_class
 from ._managed import Managed
@@ -88,7 +88,7 @@ class Serving(Managed):
         from ._running import StopsOnSignals  # only now: `import portico` is to stay cheap
 
         with StopsOnSignals([self]) as signals:
-            signals.serve(serve_together)
+            signals.serve(lambda _: self.serve_forever())
         return signals.status
 
     def shutdown(self) -> None:
@@ -223,7 +223,8 @@ class Serving(Managed):
             self._portico_ticks = True
 
     def _portico_prepare(self) -> None:
-        """Read the limits, and note whom to ask before a request is run."""
+        """Read the limits, perhaps set since the constructor ran, and note whom to ask before a request is run."""
+        limits.check(self)
         self._portico_says_goodbye = hasattr(getattr(self, "RequestHandlerClass", None), "goodbye")
         self._portico_refresh()
         connections = self._portico_connections

@@ -42,6 +42,9 @@ SAME: Final = object()
 """In the place of a setting's `stdlib`: `socketserver` does the same."""
 
 
+_LONG: Final = 100
+
+
 class Kind(Generic[SettingT]):
     """What values a setting allows, in words and as a test, and how the command line spells them."""
 
@@ -70,8 +73,12 @@ class Setting(Generic[SettingT]):
 
     def check(self, value: Any) -> None:
         """Raise `SettingError` unless `value` is allowed."""
-        if not self.kind.test(value):
-            raise SettingError(f"{self.name} must be {self.kind.allowed}, not {value!r}")
+        try:
+            allowed, why = self.kind.test(value), ""
+        except SettingError as error:  # a test that knows what is wrong with it
+            allowed, why = False, f": {error}"
+        if not allowed:
+            raise SettingError(f"{self.name} must be {self.kind.allowed}, not {_shown(value)}{why}")
 
     def parse(self, text: str) -> SettingT:
         """Return the value that `text` spells on a command line; `SettingError` if it spells none."""
@@ -81,6 +88,12 @@ class Setting(Generic[SettingT]):
             raise SettingError(f"{self.name} must be {self.kind.allowed}, not {text!r}") from None
         self.check(value)
         return value
+
+
+def _shown(value: Any) -> str:
+    """A value, or the beginning of a long one: a list of a thousand networks helps nobody."""
+    text = repr(value)
+    return text if len(text) <= _LONG else f"{text[:_LONG]}..."
 
 
 def _number(value: Any) -> bool:
@@ -111,10 +124,7 @@ def _group(text: str) -> int | str:
 def _is_networks(value: Any) -> bool:
     from .admission import Networks  # only where somebody sets them
 
-    try:
-        Networks.parse(value)
-    except SettingError:
-        return False
+    Networks.parse(value)
     return True
 
 

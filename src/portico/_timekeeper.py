@@ -45,7 +45,7 @@ class Timekeeper:
         self._live = live
         self._on_sooner = on_sooner
         self._heap: list[tuple[float, int, Connection]] = []
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # re-entrant: a signal handler may change limits in the middle of it
 
     def add(self, connection: Connection) -> None:
         """A connection has begun."""

@@ -103,10 +103,22 @@ def _serve(options: argparse.Namespace) -> int:
             _refuse_the_same_socket(running, address)
         for server in running:
             print(f"serving {options.handler} on {describe(server.socket)}", flush=True)
+        if values.get("access_log"):
+            _show_access_log()
         told = next((server for server in running if server.socket_type == socket.SOCK_STREAM), running[0])
         print(f"limits: {_budget.told(told)}; see 'portico settings'", flush=True)
         signals.serve(serve_together)
     return signals.status
+
+
+def _show_access_log() -> None:
+    """Its lines go to stdout, where a command's own lines go."""
+    import logging
+
+    logger = logging.getLogger("portico.access")
+    logger.addHandler(logging.StreamHandler(sys.stdout))
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
 
 
 def _safe(number: int, values: dict[str, Any], server_class: Any) -> dict[str, Any]:

@@ -112,10 +112,7 @@ def _too_slow(rate: float, grace: float, marks: Marks, traffic: Traffic, *, now:
         if received:
             marks.window_since, marks.window_received = now, traffic.received
         return False
-    if now - traffic.heard >= grace:  # it says no more, and may be waiting for its answer
-        marks.window_since, marks.window_received = None, traffic.received
-        return False
-    lasted = traffic.heard - marks.window_since
+    lasted = traffic.heard - marks.window_since  # not until now: it may say no more, and wait for its answer
     if lasted < grace:
         return False
     if received < rate * lasted:

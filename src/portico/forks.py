@@ -236,9 +236,8 @@ class ForkingMixIn(Serving):
         super()._portico_refresh()
         # Only then: a connection is not closed before the last copy is, and its child may want to close it earlier.
         self._portico_says_goodbye = hasattr(self.RequestHandlerClass, "goodbye")
-        self._portico_keeps = (
-            self._portico_says_goodbye or self.access_log is not None or self._portico_timers is not None
-        )
+        watched = self.access_log is not None or self._portico_timers is not None
+        self._portico_keeps = watched or self._portico_says_goodbye or self._portico_is_program
 
     def _portico_make_timers(self, found: Any, connections: Connections) -> Any:
         """The loop looks itself: a process that forks had better have no other thread."""

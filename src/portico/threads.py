@@ -233,6 +233,11 @@ class ThreadingMixIn(Serving):
                 workers.ended()
             self._portico_connections.make_room(self)
 
+    def _portico_serving_ended(self, loop: Any) -> None:
+        super()._portico_serving_ended(loop)
+        if self._portico_workers is not None and self._portico_loop is None:
+            self._portico_workers.close(wait=False)  # else those that wait would keep the process from ending
+
     def _portico_hold(self) -> float | None:
         if self.max_threads is not None:
             connections = self._portico_connections
