@@ -186,6 +186,8 @@ class BaseServer(Serving, Generic[RequestT]):
                     return self.handle_timeout()
         if self._portico_loop is None:
             self._portico_prepare()
+            if self._portico_look is not None:  # nobody else does, where no loop runs
+                self._portico_look()
         while self._portico_limited and self._portico_hold() is not None:
             if deadline is not None and self._portico_system.monotonic() >= deadline:
                 return self.handle_timeout()

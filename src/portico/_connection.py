@@ -163,8 +163,9 @@ class Connection:
         if self.tally is not None:
             self._known = self.tally.traffic(sock)
         else:
-            self._figures = kernel_figures(sock) or self._figures
-            self._read_at = monotonic()
+            figures = kernel_figures(sock)
+            if figures is not None:
+                self._figures, self._read_at = figures, monotonic()
 
     def totals(self) -> tuple[int, int]:
         """Bytes in and out, as last read; 0 where they are not known."""
@@ -224,15 +225,17 @@ class Connection:
             self._server._portico_connections.end(self)
 
     def socket_detached(self, sock: socket.socket) -> None:
-        """Its descriptor is about to go to another object, as when a handler wraps it in TLS: follow it by a copy.
+        """Its descriptor is about to go to another object, as when a handler wraps it in TLS.
 
-        Closed when the connection ends.
+        With time limits it is followed by a copy, which is closed when the connection ends. Not without: a handler that
+        closes what it has wrapped is to be seen to close it, as in `socketserver`.
         """
         if self.tally is None:
             self.leaves_socket()
         else:
             self.goes_unseen()  # what takes its place does not count
-        if self.kept is None and (self.runner is not None or self._server._portico_closes_requests()):
+        followed = self.kept is None and self.marks is not None
+        if followed and (self.runner is not None or self._server._portico_closes_requests()):
             self.kept = socket.fromfd(sock.fileno(), sock.family, sock.type, sock.proto)
 
     def over(self) -> float:

@@ -185,21 +185,15 @@ class Connections:
 
     def enter(self, server: Any, request: Any, client_address: Any) -> bool:
         """Let a connection in, or refuse it and close it. In the hot path of every connection."""
-        if self.admission is not None and not self._admitted(server, request, client_address):
-            return False
-        connection = Connection(server, request, client_address, next(self._numbers))
-        self.accepted += 1
-        if not isinstance(request, Metered):
-            connection.key = id(request)
-            self._foreign[connection.key] = connection
+        if not isinstance(request, Metered) and not hasattr(request, "fileno"):
+            return self.enter_datagram(server, request, client_address)  # no connection, whatever else it may be
         if self.admission is None:
-            self._live[connection.id] = connection
+            connection = self._insert(server, request, client_address)
         else:
-            with self._lock:
-                self._live[connection.id] = connection
-                if self.admission is not None:
-                    connection.client = _client(request, client_address)
-                    self.admission.entered(connection.client, monotonic())
+            found = self._insert_if_admitted(server, request, client_address)
+            if found is None:
+                return False
+            connection = found
         if self.keeper is not None:
             self.keeper.add(connection)
         if self.tells:
@@ -207,6 +201,39 @@ class Connections:
         if len(self._live) >= self.alarm_at:
             self._alarm(server)
         return True
+
+    def _insert(self, server: Any, request: Any, client_address: Any) -> Connection:
+        connection = Connection(server, request, client_address, next(self._numbers))
+        self.accepted += 1
+        if not isinstance(request, Metered):
+            connection.key = id(request)
+            self._foreign[connection.key] = connection
+        self._live[connection.id] = connection
+        return connection
+
+    def _insert_if_admitted(self, server: Any, request: Any, client_address: Any) -> Connection | None:
+        """Ask and let in, in one step: others may do the same at this moment, each in a `handle_request` of its own."""
+        client = _client(request, client_address)
+        with self._lock:
+            admission, now = self.admission, monotonic()
+            reason = None if admission is None else admission.refusal(client, len(self._live), now)
+            if reason == "max_connections" and admission is not None:
+                self.sweep()
+                reason = admission.refusal(client, len(self._live), now)
+            if reason is None or server.limits_dry_run:
+                connection = self._insert(server, request, client_address)
+                connection.client = client
+                if admission is not None:
+                    admission.entered(client, monotonic())
+        if reason is None:
+            return connection
+        self.refuse(server, reason, client_address)
+        if server.limits_dry_run:
+            return connection
+        if self.access_log is not None:
+            _write(server, self.access_log.refused, reason, request, client_address)
+        _turn_away(server, request, client_address, reason)
+        return None
 
     def _admitted(self, server: Any, request: Any, client_address: Any) -> bool:
         admission = self.admission
@@ -217,9 +244,6 @@ class Connections:
             return True
         self.refuse(server, reason, client_address)
         if not server.limits_dry_run:
-            log = self.access_log
-            if log is not None and type(request) is not tuple:  # a datagram is no connection
-                _write(server, log.refused, reason, request, client_address)
             _turn_away(server, request, client_address, reason)
         return bool(server.limits_dry_run)
 
@@ -268,14 +292,28 @@ class Connections:
             self.durations[min(int(lasted * 1000).bit_length(), _LAST_CLASS)] += 1
             self.bytes_in += received
             self.bytes_out += sent
-        if connection.key is not None:
-            self._foreign.pop(connection.key, None)
+        if (
+            connection.key is not None and self._foreign.get(connection.key) is connection
+        ):  # its id may be another's now
+            del self._foreign[connection.key]
         if self.is_full:
             self.make_room(connection._server)
         if self.someone_ended is not None:
             self.someone_ended.set()
         if self.tells:
             self._tell_of_end(connection._server, connection)
+
+    def end_foreign(self, server: Any, request: Any) -> None:
+        """A request has been processed whose socket does not tell when it closes: is that its end?"""
+        connection = self._foreign.get(id(request))
+        if connection is None or connection.runner is not None:
+            return
+        if server._portico_closes_requests() or request.fileno() < 0:
+            self.end(connection)
+
+    @property
+    def has_foreign(self) -> bool:
+        return bool(self._foreign)
 
     def end_datagram(self, request: Any) -> None:
         """The request of a datagram is over."""

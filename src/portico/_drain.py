@@ -156,7 +156,8 @@ class Drain:
         """
         self._server._portico_reap()
         me = threading.current_thread()
-        running = [connection for connection in self._connections if connection.runner is not me]
+        mine = (me, None) if self._server._portico_lifecycle.runs_here else (me,)  # None is run by the loop
+        running = [connection for connection in self._connections if connection.runner not in mine]
         known = {id(connection.runner) for connection in running}
         others = [runner for runner in self._server._portico_runners() if runner is not me and id(runner) not in known]
         if not running and not others and self._server._portico_lifecycle.runs_in_another_thread:

@@ -150,17 +150,21 @@ class Managed:
 
     def suspend(self) -> None:
         """Accept nothing more until `resume`: clients wait in the backlog, connections stay. From any thread."""
-        with self._portico_lifecycle.lock:
-            self._portico_lifecycle.move(Verb.SUSPEND)
+        lifecycle = self._portico_lifecycle
+        with lifecycle.lock:
+            change = lifecycle.step(Verb.SUSPEND)
             self._portico_suspended = self._portico_limited = True
+        lifecycle.tell(*change)
         self._portico_wake()
 
     def resume(self) -> None:
         """Accept again after `suspend`."""
-        with self._portico_lifecycle.lock:
-            self._portico_lifecycle.move(Verb.RESUME)
+        lifecycle = self._portico_lifecycle
+        with lifecycle.lock:
+            change = lifecycle.step(Verb.RESUME)
             self._portico_suspended = False
             self._portico_refresh()
+        lifecycle.tell(*change)
         self._portico_wake()
 
     def is_draining(self) -> bool:
@@ -176,7 +180,7 @@ class Managed:
         """
         if timeout is not _AS_SET:
             limits.DRAIN_TIMEOUT.check(timeout)
-        if self._portico_lifecycle.runs_here:
+        if self._portico_runs_here():
             raise RuntimeError("drain() would wait for its own thread: call request_drain(), or drain() in another one")
         drain, is_new = self._portico_begin_drain(timeout)
         return drain.run() if is_new else drain.wait()
@@ -222,7 +226,8 @@ class Managed:
         found = TimeLimits(self)
         if self._portico_timers is None:
             self._portico_timers = self._portico_make_timers(found, connections)
-        self._portico_timers.keeper.change(found, connections)
+        if not self._portico_timers.keeper.limits.same(found):
+            self._portico_timers.keeper.change(found, connections)
         connections.keeper = None if none else self._portico_timers.keeper
 
     def _portico_end_helpers(self) -> None:
@@ -234,6 +239,11 @@ class Managed:
         self._portico_connections.keeper = None
         if timers is not None:
             timers.close()
+
+    def _portico_runs_here(self) -> bool:
+        """Whether this is a thread that requests need to come to their end."""
+        here: bool = self._portico_lifecycle.runs_here
+        return here
 
     def _portico_wake(self) -> None:
         loop = self._portico_loop
@@ -268,7 +278,8 @@ class Managed:
             elif is_new:
                 drain.tell()
                 self._portico_drain = None  # who wants to wait may still do so
-        self._portico_end_timers()
+        if not len(self._portico_connections):  # else they still hold for those that go on
+            self._portico_end_timers()
 
     def _portico_end_listener(self) -> None:
         """Have the loop end, and close the socket. Safe again."""

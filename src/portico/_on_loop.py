@@ -105,6 +105,10 @@ class Requests:
         if threading.get_ident() != self.thread:
             self._ended.wait(seconds)
 
+    def need_here(self) -> bool:
+        """Whether this is the thread in which some of them still have to run."""
+        return not self.over and threading.get_ident() == self.thread
+
     def running(self) -> list[Any]:
         """Those that run now, goodbyes apart: they are part of a request."""
         return [request for request in tuple(self._running) if request not in self.goodbyes]
@@ -167,7 +171,7 @@ class OnLoop(Serving):
         super().server_close()
         self._portico_end_listener()
         waits = self.block_on_close and not self.daemon_threads
-        if waits and self._portico_lifecycle.runs_here:
+        if waits and self._portico_runs_here():
             self.request_drain()
             return
         self._portico_end_requests(wait=waits)
@@ -197,6 +201,9 @@ class OnLoop(Serving):
         raise NotImplementedError
 
     # -- limits and the end
+
+    def _portico_runs_here(self) -> bool:
+        return super()._portico_runs_here() or any(requests.need_here() for requests in self._portico_requests_so_far)
 
     def _portico_make_timers(self, found: Any, connections: Connections) -> Any:
         return _Timers(found, connections, self)
@@ -319,7 +326,10 @@ class _Timers:
         self._handle: asyncio.TimerHandle | None = None
 
     def close(self) -> None:
-        """The loop forgets its timer when it is closed, or finds nothing to look at."""
+        """No more looks. The loop would keep its timer, and the server with it, until that is due."""
+        handle, self._handle = self._handle, None
+        if handle is not None:
+            self._server._portico_requests.soon(handle.cancel)
 
     def look_soon(self) -> None:
         """There is something to look at, sooner than before."""

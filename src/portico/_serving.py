@@ -51,6 +51,8 @@ class Serving(Managed):
     """How many requests `get_request` has returned."""
     _portico_enter: Callable[[Any, Any, Any], bool] | None = None
     """Asked before a request counts, if anybody has to be: every connection's, a datagram's where there are rules."""
+    _portico_converts = False
+    """Whether `accept` is somebody else's, so that connections have to be made to tell of their closing."""
     _BaseServer__shutdown_request = StopFlag()
 
     if TYPE_CHECKING:
@@ -134,11 +136,15 @@ class Serving(Managed):
         except OSError as error:
             return error
         self._portico_taken += 1
+        if self._portico_converts and type(request) is _socket.socket:
+            request = _sockets.metered(request)
         try:
             if self._portico_enter is not None and not self._portico_enter(self, request, client_address):
                 return True
             if self.verify_request(request, client_address):
                 self.process_request(request, client_address)
+                if self._portico_enter is not None and self._portico_connections.has_foreign:
+                    self._portico_connections.end_foreign(self, request)
             else:
                 self._portico_refuse(request, client_address, EndReason.REFUSED)
         except Overloaded as error:
@@ -230,6 +236,8 @@ class Serving(Managed):
         connections = self._portico_connections
         if self._portico_has_streams:
             self._portico_enter = connections.enter
+            ours = isinstance(getattr(self, "socket", None), _sockets.ServerSocket)
+            self._portico_converts = not ours and not self._portico_overridden("get_request")
         else:
             self._portico_enter = connections.enter_datagram if self._portico_limited else None
 

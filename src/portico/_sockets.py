@@ -37,6 +37,7 @@ __all__ = [
     "is_usable",
     "listen",
     "make_nonblocking",
+    "metered",
     "peer_credentials",
     "set_blocking_again",
     "set_options",
@@ -74,6 +75,16 @@ def connection_class(family: int) -> type[MeteredSocket]:
     from ._meters import CountedSocket, MeteredSocket, kernel_counts_family  # not before there is a server
 
     return MeteredSocket if kernel_counts_family(family) else CountedSocket
+
+
+def metered(sock: socket.socket) -> socket.socket:
+    """The same connection in a socket of which is known what goes over it."""
+    timeout = sock.gettimeout()
+    family = int(sock.family)
+    found = connection_class(family)(family, int(sock.type), sock.proto, sock.detach())
+    if timeout is not None:
+        found.settimeout(timeout)
+    return found
 
 
 class ServerSocket(socket.socket):

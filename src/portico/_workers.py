@@ -35,7 +35,7 @@ class Workers:
         self._run = run
         """Runs the whole of a worker: hooks before and after."""
         self._jobs: SimpleQueue[Job | None] = SimpleQueue()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # re-entrant: a signal handler may close the server in the middle of it
         self._idle = 0
         self.over = False
         self.threads: set[threading.Thread] = set()

@@ -34,6 +34,10 @@ class TimeLimits:
         self.grace: float = server.read_grace
         self.send: float | None = server.send_timeout
 
+    def same(self, other: TimeLimits) -> bool:
+        """Whether these are the same limits."""
+        return all(getattr(self, name) == getattr(other, name) for name in self.__slots__)
+
 
 class Marks:
     """What earlier looks at a connection have seen. `luck` is a number from 0 to 1, for the jitter."""

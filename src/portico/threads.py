@@ -108,7 +108,7 @@ class _RequestThread(threading.Thread):
 def _hook(server: ThreadingMixIn, name: str) -> None:
     try:
         getattr(server, name)()
-    except Exception as error:
+    except BaseException as error:  # SystemExit, too: the request is still to be run, or its thread to be given back
         logs.emit(server, HookFailed(name, error))
 
 
@@ -148,6 +148,9 @@ class ThreadingMixIn(Serving):
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
         """What the thread runs: the request, its errors and its end."""
+        connection = self._portico_connections.of(request)
+        if connection is not None and connection.runner is None:  # it is a program's own thread
+            connection.runner = threading.current_thread()
         try:
             self.finish_request(request, client_address)
         except Exception:
@@ -198,7 +201,7 @@ class ThreadingMixIn(Serving):
         self._portico_running.add(thread)
         try:
             thread.start()
-        except RuntimeError:
+        except BaseException:
             threads.discard(thread)
             self._portico_running.discard(thread)
             raise
