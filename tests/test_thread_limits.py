@@ -326,7 +326,7 @@ def test_a_request_may_close_its_server() -> None:
         assert until(lambda: server.stats().state is State.CLOSED)
 
 
-def test_threads_are_used_again_by_the_next_run() -> None:
+def test_threads_that_wait_end_with_the_loop_so_that_the_process_may_end() -> None:
     threads = Threads()
     door = Door()
     with server_class("reused", door=door.theirs, **threads.members())(LOOPBACK, Named) as server:
@@ -337,7 +337,8 @@ def test_threads_are_used_again_by_the_next_run() -> None:
                 crowd.inside(2)
                 crowd.leave()
                 assert until(lambda: not server._portico_workers.busy)
-        assert len(threads.started) == 2
+            assert until(lambda: not threads.running)
+        assert len(threads.started) == 6
         assert len(threads.served) == 6
     assert not threads.running
     door.close()

@@ -225,14 +225,10 @@ class BaseServer(Serving, Generic[RequestT]):
         """
         made: Any = self.RequestHandlerClass
         is_plain: bool = type(made) is type and made.__new__ is _NEW
-        if not is_plain:
-            made(request, client_address, self)
-        elif not self._portico_says_goodbye:
+        if is_plain:
             made.__init__(_NEW(made), request, client_address, self)
         else:
-            handler = _NEW(made)
-            self._portico_note_handler(request, handler)
-            made.__init__(handler, request, client_address, self)
+            made(request, client_address, self)
 
     def shutdown_request(self, request: RequestT) -> None:
         """End a request in good order, then close it."""

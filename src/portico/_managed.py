@@ -224,9 +224,10 @@ class Managed:
         from .deadlines import TimeLimits  # only where there are some
 
         found = TimeLimits(self)
-        if self._portico_timers is None:
+        is_new = self._portico_timers is None
+        if is_new:
             self._portico_timers = self._portico_make_timers(found, connections)
-        if not self._portico_timers.keeper.limits.same(found):
+        if is_new or not self._portico_timers.keeper.limits.same(found):
             self._portico_timers.keeper.change(found, connections)
         connections.keeper = None if none else self._portico_timers.keeper
 

@@ -231,7 +231,7 @@ class Serving(Managed):
     def _portico_prepare(self) -> None:
         """Read the limits, perhaps set since the constructor ran, and note whom to ask before a request is run."""
         limits.check(self)
-        self._portico_says_goodbye = hasattr(getattr(self, "RequestHandlerClass", None), "goodbye")
+        self._portico_says_goodbye = getattr(getattr(self, "RequestHandlerClass", None), "goodbye", None) is not None
         self._portico_refresh()
         connections = self._portico_connections
         if self._portico_has_streams:

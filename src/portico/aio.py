@@ -59,6 +59,8 @@ class AsyncBaseRequestHandler(Generic[ServerT, RequestT]):
 
     async def _portico_run(self) -> None:
         await self.setup()
+        if hasattr(self, "goodbye"):
+            self.server._portico_note_handler(self.request, self)  # type: ignore[attr-defined]
         try:
             await self.handle()
         finally:
@@ -161,10 +163,7 @@ class AsyncMixIn(OnLoop):
 
     def finish_request(self, request: Any, client_address: Any) -> Any:
         """Call `RequestHandlerClass`, and return what has to be awaited to handle the request."""
-        handler = self.RequestHandlerClass(request, client_address, self)
-        if self._portico_says_goodbye:
-            self._portico_note_handler(request, handler)
-        return handler
+        return self.RequestHandlerClass(request, client_address, self)
 
     async def process_request_task(self, request: Any, client_address: Any) -> None:
         """What the task runs: the request, its errors and its end."""

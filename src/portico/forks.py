@@ -235,7 +235,7 @@ class ForkingMixIn(Serving):
     def _portico_refresh(self) -> None:
         super()._portico_refresh()
         # Only then: a connection is not closed before the last copy is, and its child may want to close it earlier.
-        self._portico_says_goodbye = hasattr(self.RequestHandlerClass, "goodbye")
+        self._portico_says_goodbye = getattr(self.RequestHandlerClass, "goodbye", None) is not None
         watched = self.access_log is not None or self._portico_timers is not None
         self._portico_keeps = watched or self._portico_says_goodbye or self._portico_is_program
 
@@ -348,4 +348,8 @@ class ForkingMixIn(Serving):
             connection.shut(socket.SHUT_RD)
 
         self._portico_system.on_signal(signal.SIGTERM, say_goodbye)
-        self._portico_system.hold_back(signal.SIGTERM, False)
+
+    def _portico_note_handler(self, request: Any, handler: Any) -> None:
+        super()._portico_note_handler(request, handler)
+        if self._portico_is_child:  # from here on it can say goodbye
+            self._portico_system.hold_back(signal.SIGTERM, False)

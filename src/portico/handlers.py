@@ -48,14 +48,18 @@ class BaseRequestHandler(Generic[ServerT, RequestT]):
     server: ServerT
     if TYPE_CHECKING:
         data: Any
+        goodbye: Any
     else:
         data = _Payload()
+        goodbye = None  # a subclass that has one is called when its idle connection is about to be closed
 
     def __init__(self, request: RequestT, client_address: Any, server: ServerT) -> None:
         self.request = request
         self.client_address = client_address
         self.server = server
         self.setup()
+        if self.goodbye is not None:
+            server._portico_note_handler(request, self)  # type: ignore[attr-defined]
         try:
             self.handle()
         finally:
