@@ -74,6 +74,8 @@ class Connections:
         self.bytes_in = self.bytes_out = 0
         self._live: dict[int, Connection] = {}
         self._foreign: dict[int, Connection] = {}
+        self.has_foreign = False
+        """Whether there ever was a connection whose socket does not know it."""
         self._numbers = count(1)
         self._lock = threading.RLock()  # re-entrant: a signal handler may ask for figures in the middle of it
         self.alarm_at = float("inf")
@@ -208,6 +210,7 @@ class Connections:
         if not isinstance(request, Metered):
             connection.key = id(request)
             self._foreign[connection.key] = connection
+            self.has_foreign = True
         self._live[connection.id] = connection
         return connection
 
@@ -310,10 +313,6 @@ class Connections:
             return
         if server._portico_closes_requests() or request.fileno() < 0:
             self.end(connection)
-
-    @property
-    def has_foreign(self) -> bool:
-        return bool(self._foreign)
 
     def end_datagram(self, request: Any) -> None:
         """The request of a datagram is over."""

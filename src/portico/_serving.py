@@ -136,14 +136,15 @@ class Serving(Managed):
         except OSError as error:
             return error
         self._portico_taken += 1
-        if self._portico_converts and type(request) is _socket.socket:
+        enter = self._portico_enter
+        if enter is not None and self._portico_converts and type(request) is _socket.socket:
             request = _sockets.metered(request)
         try:
-            if self._portico_enter is not None and not self._portico_enter(self, request, client_address):
+            if enter is not None and not enter(self, request, client_address):
                 return True
             if self.verify_request(request, client_address):
                 self.process_request(request, client_address)
-                if self._portico_enter is not None and self._portico_connections.has_foreign:
+                if enter is not None and self._portico_connections.has_foreign:
                     self._portico_connections.end_foreign(self, request)
             else:
                 self._portico_refuse(request, client_address, EndReason.REFUSED)

@@ -95,14 +95,18 @@ class _RequestThread(threading.Thread):
         finally:
             self._threads.ended(self)
             server._portico_running.discard(self)
-            server._portico_connections.make_room(server)
+            if server._portico_connections.is_full:
+                server._portico_connections.make_room(server)
 
     def _run_with_hooks(self) -> None:
-        _hook(self._server, "thread_started")
+        hooked = self._server._portico_has_hooks()
+        if hooked:
+            _hook(self._server, "thread_started")
         try:
             super().run()
         finally:
-            _hook(self._server, "thread_finished")
+            if hooked:
+                _hook(self._server, "thread_finished")
 
 
 def _hook(server: ThreadingMixIn, name: str) -> None:
@@ -186,6 +190,15 @@ class ThreadingMixIn(Serving):
         super()._portico_end_helpers()
         if self._portico_workers is not None:
             self._portico_workers.close(wait=False)
+
+    def _portico_has_hooks(self) -> bool:
+        """Whether there is anything to be called at a thread's start or end."""
+        mine, given = type(self), vars(self)
+        plain = (
+            mine.thread_started is ThreadingMixIn.thread_started
+            and mine.thread_finished is ThreadingMixIn.thread_finished
+        )
+        return not plain or "thread_started" in given or "thread_finished" in given
 
     def _portico_start_thread(self, request: Any, client_address: Any) -> None:
         if self.block_on_close and not self.daemon_threads:
