@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -252,3 +253,30 @@ def test_the_stand_in_keeps_nothing_and_waits_for_nobody() -> None:
     none.join()
     assert len(none) == 0
     assert isinstance(portico.ThreadingMixIn._threads, _NoThreads)
+
+
+def test_threads_that_clear_away_what_has_ended_at_once_do_not_trip_over_each_other() -> None:
+    """Several threads may each take requests with `handle_request`."""
+    threads = portico._Threads()
+    failed: list[BaseException] = []
+
+    def come_and_go() -> None:
+        try:
+            for _ in range(5_000):
+                for _ in range(5):
+                    threads.ended(threading.current_thread())
+                threads.append(threading.current_thread())
+        except BaseException as error:
+            failed.append(error)
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)  # else one of them mostly runs to its end before the next begins
+    try:
+        workers = [threading.Thread(target=come_and_go) for _ in range(8)]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert not failed

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
+from contextlib import suppress
 
 from . import limits, logs, settings
 from ._managed import Own
@@ -39,8 +40,9 @@ class _Threads:
         return iter(self._running.copy())
 
     def append(self, thread: threading.Thread) -> None:
-        while self._ended:
-            self._running.discard(self._ended.popleft())
+        with suppress(IndexError):  # asked of the deque itself: others may do the same, each in a `handle_request`
+            while True:
+                self._running.discard(self._ended.popleft())
         self._running.add(thread)
 
     def discard(self, thread: threading.Thread) -> None:
