@@ -1,4 +1,4 @@
-"""Compiles the load and the C server, into a folder that is not kept."""
+"""Compiles the loads and the C servers, into a folder that is not kept."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ __all__ = ["FOLDER", "NoCompilerError", "compiler", "programs"]
 
 SOURCES = Path(__file__).parents[1]
 FOLDER = SOURCES / "build"
-_NAMES = ("load", "epoll_echo")
+_NAMES = ("load", "epoll_echo", "udp_load", "udp_echo")
+_SHARED = SOURCES / "program.h"
 
 
 class NoCompilerError(Exception):
@@ -33,7 +34,8 @@ def programs() -> None:
     FOLDER.mkdir(exist_ok=True)
     for name in _NAMES:
         source, program = SOURCES / f"{name}.c", FOLDER / name
-        if not program.exists() or program.stat().st_mtime < source.stat().st_mtime:
+        changed = max(path.stat().st_mtime for path in (source, _SHARED))
+        if not program.exists() or program.stat().st_mtime < changed:
             # By a name of its own first: two runs at a time must not see half a program.
             fresh = program.with_name(f"{name}.{os.getpid()}")
             subprocess.run([*shlex.split(command), "-O2", "-o", str(fresh), str(source)], check=True, timeout=120)

@@ -1,4 +1,4 @@
-"""What is measured, and what issue 3 asks of it.
+"""What is measured, and what issues 3 and 9 ask of it.
 
 A `Sample` is what the load and the server said of one run (see load.c); a `Figure` reads one number out of it.
 """
@@ -65,10 +65,14 @@ class Case:
     plots: tuple[Figure, ...] = ()
     reference: str = "asyncio-streams"
     notes: str = ""
+    program: str = "load"
+    """The one in C that makes the load."""
+    floods: bool = False
+    """Whether the load sends as fast as it can, answered or not: then it is busy in any case."""
 
     @property
     def peers(self) -> tuple[str, ...]:
-        return tuple(peer.name for peer in PEERS if self.service != "http" or peer.http)
+        return tuple(peer.name for peer in PEERS if self.service in peer.services)
 
     def load(self, plan: Plan) -> list[str]:
         """What the load program is told, but for the server's port and pid."""
@@ -88,6 +92,16 @@ def _memory(sample: Sample) -> float | None:
     return (sample["rss_with"] - sample["rss_before"]) * 1.024 / sample["idle"] if sample["idle"] else None
 
 
+def _handled(sample: Sample) -> int:
+    """What the server's handlers have counted, without the warm-up."""
+    counted: int = sample["server"]["handled"] - sample["warmed"]
+    return counted
+
+
+def _share(lost: int, others: int) -> float | None:
+    return 100 * lost / (lost + others) if lost + others else None
+
+
 RATE = Figure("rate", "msg/s", True, _per("messages", "seconds", 1))
 P50 = Figure("p50", "us", False, _if_answered("p50"))
 P99 = Figure("p99", "us", False, _if_answered("p99"))
@@ -96,6 +110,11 @@ MEMORY = Figure("idle connection", "kB", False, _memory)
 SERVED = Figure("idle connections", "", True, lambda sample: sample["idle"])
 OPENING = Figure("opening them", "s", False, lambda sample: sample["opening"])
 STREAMED = Figure("stream", "MB/s", True, _per("streamed", "seconds", 1e-6))
+LOST = Figure("lost", "%", False, lambda sample: _share(sample["lost"], sample["messages"]))
+HANDLED = Figure("rate", "msg/s", True, lambda sample: _handled(sample) / sample["seconds"])
+UNHANDLED = Figure("lost", "%", False, lambda sample: _share(sample["sent"] - _handled(sample), _handled(sample)))
+SENT = Figure("sent", "msg/s", True, _per("sent", "seconds", 1))
+HANDLED_CPU = Figure("CPU of 10^6", "s", False, lambda sample: sample["server_cpu"] / max(1, _handled(sample)) * 1e6)
 _USUAL = (RATE, P50, P99, CPU)
 
 _ECHO = (
@@ -110,6 +129,16 @@ _ASYNC = (
     Target("portico-async", 0.9, "asyncio-streams"),
     Target("portico-async-uvloop", 0.9, "uvloop-streams"),
 )
+_UDP = (
+    Target("portico-udp", 1.7, "socketserver-udp"),
+    Target("portico-udp", 1.15, "uvloop-udp"),
+    Target("portico-udp", 0.7, "c-recvfrom"),
+    Target("portico-udp-green", 1.0, "uvloop-udp"),
+    Target("portico-udp-green-uvloop", 1.0, "uvloop-udp"),
+    Target("portico-udp-async", 1.0, "uvloop-udp"),
+    Target("portico-udp-async-uvloop", 1.0, "uvloop-udp"),
+    Target("portico-udp-threads", 8, "socketserver-udp-threads"),
+)
 
 
 @dataclass(frozen=True)
@@ -118,6 +147,17 @@ class _Echo(Case):
 
     figures: tuple[Figure, ...] = field(default=_USUAL)
     plots: tuple[Figure, ...] = field(default=(RATE,))
+
+
+@dataclass(frozen=True)
+class _Datagrams(Case):
+    """Echoes to 16 sockets with 8 in flight on each."""
+
+    figures: tuple[Figure, ...] = field(default=(RATE, P50, P99, CPU, LOST))
+    targets: tuple[Target, ...] = field(default=_UDP)
+    plots: tuple[Figure, ...] = field(default=(RATE,))
+    reference: str = "socketserver-udp"
+    program: str = "udp_load"
 
 
 CASES = (
@@ -170,5 +210,17 @@ CASES = (
         plots=(P99,),
         notes="The 1,000 ask 2,000 times a second in all, so the rate says only whether the server keeps up. The\n"
         "neighbour reads as fast as it can. A request still unanswered at the end counts with its age.",
+    ),
+    _Datagrams(
+        "udp", "UDP echo, 64 bytes, 16 sockets with 8 in flight", "datagrams", ("echo", "-c", "16", "-n", "8")
+    ),
+    _Datagrams(
+        "udp-1200", "UDP echo, 1,200 bytes, 16 sockets with 8 in flight", "datagrams",
+        ("echo", "-c", "16", "-n", "8", "-s", "1200"),
+    ),
+    _Datagrams(
+        "udp-ingest", "UDP ingest, 128 bytes, one way", "ingest", ("ingest", "-c", "16", "-n", "32", "-s", "128"),
+        (HANDLED, UNHANDLED, SENT, HANDLED_CPU), (Target("portico-udp", 2, "socketserver-udp"),),
+        floods=True,
     ),
 )  # fmt: skip

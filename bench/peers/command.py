@@ -74,7 +74,7 @@ def _measure_all(chosen: argparse.Namespace, kept: Path | None) -> None:
     began = time.monotonic()
     plan = _plan(chosen)
     cases = [case for case in CASES if not chosen.only or case.name in chosen.only]
-    peers = [peer.name for peer in roster.PEERS if not chosen.peers or peer.name in chosen.peers]
+    peers = [name for name in _taking_part(cases) if not chosen.peers or name in chosen.peers]
     unable = runs.check(peers)
     for name, why in unable.items():
         _tell(f"{name}: {why}; left out")
@@ -92,6 +92,11 @@ def _measure_all(chosen: argparse.Namespace, kept: Path | None) -> None:
     _tell(f"{time.monotonic() - began:.0f} s in all")
 
 
+def _taking_part(cases: list[Case]) -> list[str]:
+    """Those in any of the cases, in the order of the roster."""
+    return [peer.name for peer in roster.PEERS if any(peer.name in case.peers for case in cases)]
+
+
 def _plan(chosen: argparse.Namespace) -> Plan:
     wanted = 1000 if chosen.quick else 10_000
     idle = machine.possible_idle(wanted, machine.raise_limits())
@@ -105,8 +110,8 @@ def _plan(chosen: argparse.Namespace) -> Plan:
 def _commands(case: Case, plan: Plan) -> list[str]:
     return [
         f"python -m bench peers --only {case.name} --rounds {plan.rounds} --seconds {plan.seconds:g}",
-        runs.shown(runs.server_command("PEER", case.service)),
-        runs.shown([str(build.FOLDER / "load"), *case.load(plan), "-p", "PORT", "-S", "PID"]),
+        runs.shown(runs.python_command("PEER", case.service)),
+        runs.shown([str(build.FOLDER / case.program), *case.load(plan), "-p", "PORT", "-S", "PID"]),
     ]
 
 

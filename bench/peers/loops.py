@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 
-from .process import BACKLOG, CHUNK, HOST, RECEIVE, STREAM, need, ready
+from .process import BACKLOG, CHUNK, HANDLED, HOST, RECEIVE, STREAM, enlarge, need, ready
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Coroutine
     from typing import Any
 
-__all__ = ["protocol", "streams"]
+__all__ = ["endpoint", "protocol", "streams"]
 
 
 async def _echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -89,6 +89,25 @@ class Stream(Echo):
         self.stream()
 
 
+class EchoDatagrams(asyncio.DatagramProtocol):
+    """Sends back what comes."""
+
+    transport: asyncio.DatagramTransport
+
+    def connection_made(self, transport: Any) -> None:
+        self.transport = transport
+
+    def datagram_received(self, data: bytes, address: Any) -> None:
+        self.transport.sendto(data, address)
+
+
+class CountDatagrams(EchoDatagrams):
+    """Counts what comes."""
+
+    def datagram_received(self, data: bytes, address: Any) -> None:
+        next(HANDLED)
+
+
 def streams(service: str, event_loop: str) -> None:
     """`asyncio.start_server`."""
     callback: Callable[..., Awaitable[None]] = {"echo": _echo, "lines": _lines, "stream": _stream}[service]
@@ -101,12 +120,31 @@ def protocol(service: str, event_loop: str) -> None:
     _run(event_loop, lambda: asyncio.get_running_loop().create_server(factory, HOST, 0, backlog=BACKLOG))
 
 
+def endpoint(service: str, event_loop: str) -> None:
+    """`loop.create_datagram_endpoint`."""
+    factory = {"datagrams": EchoDatagrams, "ingest": CountDatagrams}[service]
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        transport, _ = await loop.create_datagram_endpoint(factory, local_addr=(HOST, 0))
+        sock = transport.get_extra_info("socket")
+        enlarge(sock)
+        ready(sock.getsockname()[1])
+        await asyncio.Event().wait()
+
+    _on_loop(event_loop, main)
+
+
 def _run(event_loop: str, start: Callable[[], Awaitable[asyncio.Server]]) -> None:
     async def main() -> None:
         server = await start()
         ready(server.sockets[0].getsockname()[1])
         await server.serve_forever()
 
+    _on_loop(event_loop, main)
+
+
+def _on_loop(event_loop: str, main: Callable[[], Coroutine[Any, Any, None]]) -> None:
     new_loop = asyncio.new_event_loop if event_loop == "asyncio" else need(event_loop).new_event_loop
     with asyncio.Runner(loop_factory=new_loop) as runner:
         runner.run(main())

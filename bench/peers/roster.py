@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["LIMIT", "PEERS", "Peer", "named"]
+__all__ = ["PEERS", "Peer", "named"]
 
-LIMIT = "c-epoll"
+STREAMS = ("echo", "lines", "stream")
+HTTP = (*STREAMS, "http")
+DATAGRAMS = ("datagrams", "ingest")
 
 
 @dataclass(frozen=True)
@@ -15,8 +17,10 @@ class Peer:
 
     name: str
     title: str
-    http: bool = False
-    """Whether it also serves `http.server`'s handler."""
+    services: tuple[str, ...] = STREAMS
+    """What it serves; "http" is `http.server`'s handler."""
+    program: tuple[str, ...] = ()
+    """One in C: its command, but for the service."""
 
     @property
     def ours(self) -> bool:
@@ -24,13 +28,13 @@ class Peer:
 
 
 PEERS = (
-    Peer(LIMIT, "C, epoll (the limit)"),
-    Peer("portico-green", "Portico green, asyncio's loop", http=True),
-    Peer("portico-green-uvloop", "Portico green, uvloop", http=True),
+    Peer("c-epoll", "C, epoll (the limit)", program=("epoll_echo",)),
+    Peer("portico-green", "Portico green, asyncio's loop", HTTP),
+    Peer("portico-green-uvloop", "Portico green, uvloop", HTTP),
     Peer("portico-async", "Portico async, asyncio's loop"),
     Peer("portico-async-uvloop", "Portico async, uvloop"),
-    Peer("portico-threads", "Portico ThreadingTCPServer", http=True),
-    Peer("socketserver", "socketserver.ThreadingTCPServer", http=True),
+    Peer("portico-threads", "Portico ThreadingTCPServer", HTTP),
+    Peer("socketserver", "socketserver.ThreadingTCPServer", HTTP),
     Peer("asyncio-streams", "asyncio streams"),
     Peer("asyncio-protocol", "asyncio Protocol"),
     Peer("uvloop-streams", "uvloop streams"),
@@ -39,6 +43,19 @@ PEERS = (
     Peer("trio", "trio"),
     Peer("twisted", "Twisted"),
     Peer("tornado", "Tornado"),
+    Peer("c-recvmmsg", "C, recvmmsg (the load's limit)", DATAGRAMS, ("udp_echo", "recvmmsg")),
+    Peer("c-recvfrom", "C, recvfrom", DATAGRAMS, ("udp_echo", "recvfrom")),
+    Peer("portico-udp", "Portico UDPServer", DATAGRAMS),
+    Peer("portico-udp-green", "Portico GreenUDPServer, asyncio", DATAGRAMS),
+    Peer("portico-udp-green-uvloop", "Portico GreenUDPServer, uvloop", DATAGRAMS),
+    Peer("portico-udp-async", "Portico AsyncUDPServer, asyncio", DATAGRAMS),
+    Peer("portico-udp-async-uvloop", "Portico AsyncUDPServer, uvloop", DATAGRAMS),
+    Peer("portico-udp-threads", "Portico ThreadingUDPServer", DATAGRAMS),
+    Peer("socketserver-udp", "socketserver.UDPServer", DATAGRAMS),
+    Peer("socketserver-udp-threads", "socketserver.ThreadingUDPServer", DATAGRAMS),
+    Peer("asyncio-udp", "asyncio datagram endpoint", DATAGRAMS),
+    Peer("uvloop-udp", "uvloop datagram endpoint", DATAGRAMS),
+    Peer("gevent-udp", "gevent DatagramServer", DATAGRAMS),
 )
 _BY_NAME = {peer.name: peer for peer in PEERS}
 

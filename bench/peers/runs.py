@@ -26,8 +26,12 @@ class Unable(Exception):
 
 
 def server_command(peer: str, service: str) -> list[str]:
-    if peer == roster.LIMIT:
-        return [str(build.FOLDER / "epoll_echo"), service]
+    if program := roster.named(peer).program:
+        return [str(build.FOLDER / program[0]), *program[1:], service]
+    return python_command(peer, service)
+
+
+def python_command(peer: str, service: str) -> list[str]:
     return [sys.executable, "-m", f"{__package__}.serve", peer, service]
 
 
@@ -42,7 +46,7 @@ def check(names: Iterable[str]) -> dict[str, str]:
     unable = {}
     for name in names:
         try:
-            with processes.started(server_command(name, "echo")) as server:
+            with processes.started(server_command(name, roster.named(name).services[0])) as server:
                 server.end()
         except (processes.NotServing, subprocess.SubprocessError, OSError) as error:
             unable[name] = str(error)
@@ -51,7 +55,7 @@ def check(names: Iterable[str]) -> dict[str, str]:
 
 def sample(case: Case, peer: str, plan: Plan, cores: machine.Cores) -> Sample:
     """One run of the load on a fresh server."""
-    load = [str(build.FOLDER / "load"), *case.load(plan)]
+    load = [str(build.FOLDER / case.program), *case.load(plan)]
     try:
         with processes.started(server_command(peer, case.service), cores.server) as server:
             with processes.pinned(cores.load):

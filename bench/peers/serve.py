@@ -1,7 +1,8 @@
-"""The serving process, a program of its own: `python -m bench.peers.serve PEER echo | lines | stream | http`.
+"""The serving process, a program of its own: `python -m bench.peers.serve PEER SERVICE`.
 
-Prints its port when it serves, or `no: ` and why it does not; on SIGTERM its processor seconds and memory (KiB) as one
-line of JSON. Loads only the module that the peer needs.
+SERVICE is echo, lines, stream or http; to servers of datagrams it is datagrams, which are sent back, or ingest, whose
+handlers only count. Prints its port when it serves, or `no: ` and why it does not; on SIGTERM its processor seconds,
+its memory (KiB) and how much it counted, as one line of JSON. Loads only the module that the peer needs.
 """
 
 from __future__ import annotations
@@ -27,6 +28,17 @@ ENTRIES: dict[str, tuple[str, ...]] = {
     "trio": ("frameworks", "trio"),
     "twisted": ("frameworks", "twisted"),
     "tornado": ("frameworks", "tornado"),
+    "portico-udp": ("datagrams", "blocking", "portico", "UDPServer"),
+    "portico-udp-threads": ("datagrams", "blocking", "portico", "ThreadingUDPServer"),
+    "portico-udp-green": ("datagrams", "blocking", "portico", "GreenUDPServer", "asyncio"),
+    "portico-udp-green-uvloop": ("datagrams", "blocking", "portico", "GreenUDPServer", "uvloop"),
+    "portico-udp-async": ("datagrams", "awaited", "asyncio"),
+    "portico-udp-async-uvloop": ("datagrams", "awaited", "uvloop"),
+    "socketserver-udp": ("datagrams", "blocking", "socketserver", "UDPServer"),
+    "socketserver-udp-threads": ("datagrams", "blocking", "socketserver", "ThreadingUDPServer"),
+    "asyncio-udp": ("loops", "endpoint", "asyncio"),
+    "uvloop-udp": ("loops", "endpoint", "uvloop"),
+    "gevent-udp": ("datagrams", "gevent"),
 }
 
 

@@ -1,0 +1,108 @@
+/* What the programs in C share: a clock, times sorted into a histogram, and what a process has taken so far. */
+#ifndef PROGRAM_H
+#define PROGRAM_H
+
+#include <netinet/in.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <time.h>
+#include <unistd.h>
+
+#define SECOND 1000000000ull
+
+enum { FINE = 64, BUCKETS = FINE * 60 }; /* per doubling: times are right to 1.6 % */
+
+static uint64_t histogram[BUCKETS], longest;
+
+static inline void die(const char *what) {
+    perror(what);
+    exit(1);
+}
+
+static inline void *room(size_t bytes) {
+    void *place = calloc(1, bytes);
+    if (!place)
+        die("calloc");
+    return place;
+}
+
+/* -- times -- */
+
+static inline uint64_t now(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (uint64_t)t.tv_sec * SECOND + (uint64_t)t.tv_nsec;
+}
+
+static inline void took(uint64_t time) {
+    int shift = time < FINE ? 0 : 63 - __builtin_clzll(time) - 6;
+    size_t bucket = (size_t)shift * FINE + (size_t)(time >> shift);
+    histogram[bucket < BUCKETS ? bucket : BUCKETS - 1]++;
+    if (time > longest)
+        longest = time;
+}
+
+static inline double percentile(double share) {
+    uint64_t all = 0, seen = 0;
+    for (size_t i = 0; i < BUCKETS; i++)
+        all += histogram[i];
+    for (size_t i = 0; i < BUCKETS; i++) {
+        seen += histogram[i];
+        if (all && (double)seen >= share * (double)all) {
+            size_t shift = i < 2 * FINE ? 0 : i / FINE - 1;
+            return (double)((uint64_t)(i - shift * FINE) << shift) / 1000;
+        }
+    }
+    return 0;
+}
+
+/* -- what a process has taken -- */
+
+static inline double cpu_of(pid_t pid) {
+    clockid_t clock;
+    struct timespec t;
+    if (!pid || clock_getcpuclockid(pid, &clock) || clock_gettime(clock, &t))
+        return 0;
+    return (double)t.tv_sec + (double)t.tv_nsec / 1e9;
+}
+
+/* A line of its /proc/PID/status, KiB. */
+static inline long memory_of(pid_t pid, const char *name) {
+    char line[256];
+    long found = 0;
+    snprintf(line, sizeof line, "/proc/%d/status", (int)pid);
+    FILE *status = fopen(line, "r");
+    while (status && fgets(line, sizeof line, status))
+        if (!strncmp(line, name, strlen(name)))
+            found = atol(line + strlen(name));
+    if (status)
+        fclose(status);
+    return found;
+}
+
+/* -- a server's beginning and end -- */
+
+/* Bind to any port, and say which. */
+static inline void bind_and_say_where(int fd) {
+    struct sockaddr_in address = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    socklen_t length = sizeof address;
+    if (bind(fd, (void *)&address, length) < 0 || getsockname(fd, (void *)&address, &length) < 0)
+        die("bind");
+    printf("%d\n", ntohs(address.sin_port));
+    fflush(stdout);
+}
+
+static inline void say_what_it_took(unsigned long long handled) {
+    struct rusage used;
+    getrusage(RUSAGE_SELF, &used);
+    double seconds = (double)(used.ru_utime.tv_sec + used.ru_stime.tv_sec) +
+                     (double)(used.ru_utime.tv_usec + used.ru_stime.tv_usec) / 1e6;
+    printf("{\"cpu\": %.6f, \"peak\": %ld, \"rss\": %ld, \"handled\": %llu}\n", seconds,
+           memory_of(getpid(), "VmHWM:"), memory_of(getpid(), "VmRSS:"), handled);
+}
+
+#endif
