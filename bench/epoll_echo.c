@@ -5,15 +5,10 @@
  */
 #define _GNU_SOURCE
 #include <errno.h>
-#include <netinet/in.h>
 #include <signal.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <sys/epoll.h>
-#include <sys/resource.h>
-#include <sys/socket.h>
-#include <unistd.h>
+
+#include "program.h"
 
 enum { BACKLOG = 1024, EVENTS = 256, CHUNK = 65536 };
 
@@ -29,11 +24,6 @@ static int poll_fd, may_stream;
 static char chunk[CHUNK];
 
 static void on_end(int number) { ended = number; }
-
-static void die(const char *what) {
-    perror(what);
-    exit(1);
-}
 
 static void watch(struct conn *c, int operation, unsigned events) {
     struct epoll_event event = {.events = events, .data.ptr = c};
@@ -52,9 +42,7 @@ static void take_all(int listener) {
         int fd = accept4(listener, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
         if (fd < 0)
             return; /* none left, or none to be had now: the set tells of the next */
-        struct conn *c = calloc(1, sizeof *c);
-        if (!c)
-            die("calloc");
+        struct conn *c = room(sizeof *c);
         c->fd = fd;
         watch(c, EPOLL_CTL_ADD, EPOLLIN);
     }
@@ -114,37 +102,14 @@ static void send_on(struct conn *c) {
 }
 
 static int listen_on_any_port(void) {
-    struct sockaddr_in address = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
-    socklen_t length = sizeof address;
     int fd = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
-    if (fd < 0 || bind(fd, (void *)&address, length) < 0 || listen(fd, BACKLOG) < 0)
+    if (fd < 0)
+        die("socket");
+    bind_to_any_port(fd);
+    if (listen(fd, BACKLOG) < 0)
         die("listen");
-    if (getsockname(fd, (void *)&address, &length) < 0)
-        die("getsockname");
-    printf("%d\n", ntohs(address.sin_port));
-    fflush(stdout);
+    say_port(fd);
     return fd;
-}
-
-/* A line of /proc/self/status, KiB. */
-static long memory(const char *name) {
-    char line[256];
-    long found = 0;
-    FILE *status = fopen("/proc/self/status", "r");
-    while (status && fgets(line, sizeof line, status))
-        if (!strncmp(line, name, strlen(name)))
-            found = atol(line + strlen(name));
-    if (status)
-        fclose(status);
-    return found;
-}
-
-static void say_what_it_took(void) {
-    struct rusage used;
-    getrusage(RUSAGE_SELF, &used);
-    double seconds = (double)(used.ru_utime.tv_sec + used.ru_stime.tv_sec) +
-                     (double)(used.ru_utime.tv_usec + used.ru_stime.tv_usec) / 1e6;
-    printf("{\"cpu\": %.6f, \"peak\": %ld, \"rss\": %ld}\n", seconds, memory("VmHWM:"), memory("VmRSS:"));
 }
 
 int main(int count, char **arguments) {
@@ -169,6 +134,6 @@ int main(int count, char **arguments) {
                 answer(c);
         }
     }
-    say_what_it_took();
+    say_what_it_took(0);
     return 0;
 }

@@ -14,21 +14,12 @@
  */
 #define _GNU_SOURCE
 #include <errno.h>
-#include <netinet/in.h>
 #include <signal.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <sys/epoll.h>
-#include <sys/resource.h>
-#include <sys/socket.h>
-#include <time.h>
-#include <unistd.h>
+
+#include "program.h"
 
 enum { EVENTS = 512, VARIANTS = 251, OPENING = 64, SOURCES = 16, HEAD = 4096, STREAM_READ = 262144 };
-enum { FINE = 64, BUCKETS = FINE * 60 };     /* per doubling: times are right to 1.6 % */
-#define SECOND 1000000000ull
 #define OPEN_LIMIT (20 * SECOND)             /* to open all connections */
 #define DRAIN_LIMIT (2 * SECOND)             /* to wait for what is still on its way */
 #define STALLED SECOND                       /* an answer that takes longer has not come */
@@ -57,52 +48,10 @@ static pid_t server_pid;
 
 static char *messages, *buffer;
 static size_t stride;
-static uint64_t histogram[BUCKETS], longest, answered, errors, streamed;
+static uint64_t answered, errors, streamed;
 static size_t opened, failed, in_flight, lost;
 static int opening, draining, measuring;
 static char first_error[128];
-
-static uint64_t now(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (uint64_t)t.tv_sec * SECOND + (uint64_t)t.tv_nsec;
-}
-
-static void die(const char *what) {
-    perror(what);
-    exit(1);
-}
-
-static void *room(size_t bytes) {
-    void *place = calloc(1, bytes);
-    if (!place)
-        die("calloc");
-    return place;
-}
-
-/* -- times -- */
-
-static void took(uint64_t time) {
-    int shift = time < FINE ? 0 : 63 - __builtin_clzll(time) - 6;
-    size_t bucket = (size_t)shift * FINE + (size_t)(time >> shift);
-    histogram[bucket < BUCKETS ? bucket : BUCKETS - 1]++;
-    if (time > longest)
-        longest = time;
-}
-
-static double percentile(double share) {
-    uint64_t all = 0, seen = 0;
-    for (size_t i = 0; i < BUCKETS; i++)
-        all += histogram[i];
-    for (size_t i = 0; i < BUCKETS; i++) {
-        seen += histogram[i];
-        if (all && (double)seen >= share * (double)all) {
-            size_t shift = i < 2 * FINE ? 0 : i / FINE - 1;
-            return (double)((uint64_t)(i - shift * FINE) << shift) / 1000;
-        }
-    }
-    return 0;
-}
 
 /* -- messages: letters, so that none begins with the 'S' that asks for a stream, and none holds an end of line -- */
 
@@ -391,29 +340,6 @@ static void open_neighbour(struct conn *c) {
         die("epoll_ctl");
 }
 
-/* -- the server's and our own use of the machine -- */
-
-static double cpu_of(pid_t pid) {
-    clockid_t clock;
-    struct timespec t;
-    if (!pid || clock_getcpuclockid(pid, &clock) || clock_gettime(clock, &t))
-        return 0;
-    return (double)t.tv_sec + (double)t.tv_nsec / 1e9;
-}
-
-static long memory_of(pid_t pid) {
-    char line[256];
-    long found = 0;
-    snprintf(line, sizeof line, "/proc/%d/status", (int)pid);
-    FILE *status = fopen(line, "r");
-    while (status && fgets(line, sizeof line, status))
-        if (!strncmp(line, "VmRSS:", 6))
-            found = atol(line + 6);
-    if (status)
-        fclose(status);
-    return found;
-}
-
 static size_t count_stalled(const struct conn *all, uint64_t time) {
     size_t stalled = 0;
     for (size_t i = 0; i < active; i++) {
@@ -495,12 +421,12 @@ int main(int count, char **arguments) {
     for (size_t i = 0; i < active + idle; i++)
         all[i].id = (unsigned)i;
     open_and_warm_up(all);
-    long before = memory_of(server_pid);
+    long before = memory_of(server_pid, "VmRSS:");
     uint64_t start = now();
     if (mode == IDLE)
         open_all(all + active, idle);
     double opening_took = (double)(now() - start) / 1e9;
-    long with_them = memory_of(server_pid);
+    long with_them = memory_of(server_pid, "VmRSS:");
     measure(all);
     size_t still_open = 0;
     for (size_t i = active; i < active + idle; i++)

@@ -86,12 +86,17 @@ static inline long memory_of(pid_t pid, const char *name) {
 
 /* -- a server's beginning and end -- */
 
-/* Bind to any port, and say which. */
-static inline void bind_and_say_where(int fd) {
+static inline void bind_to_any_port(int fd) {
     struct sockaddr_in address = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
-    socklen_t length = sizeof address;
-    if (bind(fd, (void *)&address, length) < 0 || getsockname(fd, (void *)&address, &length) < 0)
+    if (bind(fd, (void *)&address, sizeof address) < 0)
         die("bind");
+}
+
+static inline void say_port(int fd) {
+    struct sockaddr_in address;
+    socklen_t length = sizeof address;
+    if (getsockname(fd, (void *)&address, &length) < 0)
+        die("getsockname");
     printf("%d\n", ntohs(address.sin_port));
     fflush(stdout);
 }

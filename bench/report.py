@@ -36,7 +36,8 @@ def page(table: str, took: str) -> str:
         "Values are medians of the rounds; the two modules take turns within each round. The ratio is Portico's value\n"
         "over socketserver's, the median of the rounds' ratios; the spread is the least and the greatest of them.\n"
         "For `/s` of the servers more is better, for everything else less. Both servers have a backlog of 128 and run\n"
-        "in the main thread of a process of their own; the client is one more process on the same machine.\n"
+        "in the main thread of a process of their own; the client is one more process on the same machine. It\n"
+        "keeps 8 datagrams in flight on each of 16 sockets, and is a program in C for these if there is a compiler.\n"
     )
 
 

@@ -69,7 +69,8 @@ int main(int count, char **arguments) {
         setsockopt(fd, SOL_SOCKET, SO_RCVBUF, &buffer, sizeof buffer) < 0)
         die("socket");
     sigaction(SIGTERM, &action, NULL);
-    bind_and_say_where(fd);
+    bind_to_any_port(fd);
+    say_port(fd);
     strcmp(arguments[1], "recvmmsg") ? one_by_one(fd) : in_batches(fd);
     say_what_it_took(handled);
     return 0;

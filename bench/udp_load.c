@@ -3,24 +3,25 @@
  *     udp_load MODE -p PORT [-c SOCKETS] [-n WINDOW] [-s SIZE] [-t SECONDS] [-w WARM_UP] [-r RATE] [-S SERVER_PID]
  *
  * echo     each socket keeps WINDOW datagrams in flight: what comes back is sent anew
- * ingest   sends as fast as it can, or RATE a second, and waits for no answer; then until the server is at rest
+ * ingest   sends as fast as it can, or RATE a second, WINDOW at a time; waits for no answer, but, in the end, until the
+ *          server is at rest
  *
  * Every byte echoed is compared with what was sent. A datagram without an answer for PATIENCE is lost, and another is
  * sent in its place, so all waiting is bounded. Prints one line of JSON: times in microseconds, `cpu` is this
- * process's, `server_cpu` the server's within the measured time, `rate` what was echoed or taken a second. `taken` is
- * what was sent less what the kernel says it dropped at the server's socket, `warmed` the same of the warm-up.
+ * process's, `server_cpu` the server's within the measured time. `messages` are those that came back; with `ingest`,
+ * those sent less those that the kernel says it dropped at the server's socket, and `warmed` the same of the warm-up.
  */
 #define _GNU_SOURCE
 #include <errno.h>
+#include <netinet/udp.h>
 #include <sys/epoll.h>
 
 #include "program.h"
 
 enum { SOCKETS = 1024, WINDOW = 64, LARGEST = 65507, LETTERS = 251, HEAD = 8, BUFFER = 4 << 20 };
 #define PATIENCE (SECOND / 4)
-#define LOOK (SECOND / 20)           /* how often what is lost is looked for */
-#define STALE (2 * SECOND)           /* an answer to what was lost this long ago is no answer */
-#define REST_LIMIT (5 * SECOND)      /* to wait for the server to be at rest */
+#define LOOK (SECOND / 20)      /* how often what is lost is looked for */
+#define REST_LIMIT (5 * SECOND) /* to wait for the server to be at rest */
 
 struct head { /* of each datagram */
     uint32_t number;
@@ -46,9 +47,10 @@ static pid_t server_pid;
 
 static struct source *sources;
 static char *answers[WINDOW];
-static uint64_t answered, lost, late, sent, errors;
+static uint64_t messages, lost, late, sent, errors, ended;
 static int measuring;
-static char first_error[128];
+static double sending; /* seconds */
+static char first_error[128], *burst;
 
 static void fail(const char *what, int reason) {
     errors++;
@@ -81,7 +83,7 @@ static void open_source(struct source *s, unsigned id) {
 
 /* Send the datagrams of these slots, each with its next number. One that cannot be sent is lost, and so sent later. */
 static void send_anew(struct source *s, const unsigned *numbers, unsigned count, uint64_t time) {
-    struct mmsghdr messages[WINDOW] = {0};
+    struct mmsghdr packets[WINDOW] = {0};
     struct iovec parts[WINDOW];
     for (unsigned i = 0; i < count; i++) {
         struct slot *slot = &s->slots[numbers[i]];
@@ -89,10 +91,10 @@ static void send_anew(struct source *s, const unsigned *numbers, unsigned count,
         memcpy(slot->data, &head, sizeof head);
         slot->sent = time;
         parts[i] = (struct iovec){slot->data, size};
-        messages[i].msg_hdr.msg_iov = &parts[i];
-        messages[i].msg_hdr.msg_iovlen = 1;
+        packets[i].msg_hdr.msg_iov = &parts[i];
+        packets[i].msg_hdr.msg_iovlen = 1;
     }
-    if (sendmmsg(s->fd, messages, count, 0) < 0 && errno != EAGAIN)
+    if (sendmmsg(s->fd, packets, count, 0) < 0 && errno != EAGAIN)
         fail("send", errno);
 }
 
@@ -111,26 +113,26 @@ static int freed(struct source *s, const char *data, size_t length, uint64_t tim
     }
     if (measuring) {
         took(time - slot->sent);
-        answered++;
+        messages++;
     }
     return head.slot;
 }
 
 static void take_answers(struct source *s) {
-    struct mmsghdr messages[WINDOW] = {0};
+    struct mmsghdr packets[WINDOW] = {0};
     struct iovec parts[WINDOW];
     unsigned numbers[WINDOW], free = 0;
     for (unsigned i = 0; i < window; i++) {
         parts[i] = (struct iovec){answers[i], size + 1}; /* one more: a server that sends too much is wrong, too */
-        messages[i].msg_hdr.msg_iov = &parts[i];
-        messages[i].msg_hdr.msg_iovlen = 1;
+        packets[i].msg_hdr.msg_iov = &parts[i];
+        packets[i].msg_hdr.msg_iovlen = 1;
     }
-    int count = recvmmsg(s->fd, messages, (unsigned)window, MSG_DONTWAIT, NULL);
+    int count = recvmmsg(s->fd, packets, (unsigned)window, MSG_DONTWAIT, NULL);
     if (count < 0 && errno != EAGAIN)
         fail("recv", errno);
     uint64_t time = now();
     for (int i = 0; i < count; i++) {
-        int slot = freed(s, answers[i], messages[i].msg_len, time);
+        int slot = freed(s, answers[i], packets[i].msg_len, time);
         if (slot >= 0)
             numbers[free++] = (unsigned)slot;
     }
@@ -161,6 +163,7 @@ static void run_echo(double length) {
         if (time - looked > LOOK)
             replace_what_is_lost(looked = time);
     }
+    ended = time;
 }
 
 static void begin_echo(void) {
@@ -194,7 +197,7 @@ static struct queue look_at_queue(void) {
     return found;
 }
 
-/* Until nothing waits and the server has taken less than a tenth of a processor for 5 ms; when those began. */
+/* Until nothing waits and the server has taken less than a tenth of a processor for 5 ms: the time when they began. */
 static uint64_t wait_for_rest(void) {
     struct timespec pause = {.tv_nsec = 5000000};
     uint64_t time = now(), end = time + REST_LIMIT;
@@ -210,26 +213,36 @@ static uint64_t wait_for_rest(void) {
     return time;
 }
 
+/* One call for many datagrams, which the kernel cuts apart: sendmmsg(2) is slower than some servers. */
+static void prepare_bursts(void) {
+    int one = (int)size;
+    burst = room(size * window);
+    memset(burst, 'x', size * window);
+    for (size_t i = 0; i < sockets; i++)
+        if (setsockopt(sources[i].fd, SOL_UDP, UDP_SEGMENT, &one, sizeof one) < 0)
+            die("UDP_SEGMENT");
+}
+
 static void flood(double length) {
-    static unsigned turn;
-    struct mmsghdr messages[WINDOW] = {0};
-    struct iovec parts[WINDOW];
-    uint64_t start = now(), end = start + (uint64_t)(length * 1e9), before = sent;
+    uint64_t start = now(), end = start + (uint64_t)(length * 1e9), turn = 0;
     for (uint64_t time = start; time < end; time = now()) {
-        if (rate > 0 && (double)(sent - before) >= rate * (double)(time - start) / SECOND)
+        if (rate > 0 && (double)(turn * window) >= rate * (double)(time - start) / SECOND)
             continue;
-        struct source *s = &sources[turn++ % sockets];
-        for (unsigned i = 0; i < window; i++) {
-            parts[i] = (struct iovec){s->slots[i].data, size};
-            messages[i].msg_hdr.msg_iov = &parts[i];
-            messages[i].msg_hdr.msg_iovlen = 1;
-        }
-        int count = sendmmsg(s->fd, messages, (unsigned)window, 0);
-        if (count > 0)
-            sent += (uint64_t)count;
+        if (send(sources[turn++ % sockets].fd, burst, size * window, 0) > 0)
+            sent += window;
         else if (errno != EAGAIN)
             fail("send", errno);
     }
+    sending = (double)(now() - start) / 1e9;
+}
+
+static void run_ingest(double length) {
+    uint64_t before = look_at_queue().dropped;
+    sent = 0;
+    flood(length);
+    ended = wait_for_rest();
+    lost = look_at_queue().dropped - before;
+    messages = sent - lost;
 }
 
 /* -- both -- */
@@ -267,47 +280,27 @@ static void prepare(int count, char **arguments) {
         open_source(&sources[i], (unsigned)i);
     for (size_t i = 0; i < window; i++)
         answers[i] = room(size + 1);
-}
-
-static void say(double length, double own, double servers, uint64_t taken, uint64_t warmed) {
-    printf("{\"rate\": %.1f, \"messages\": %llu, \"seconds\": %.6f, \"cpu\": %.6f, \"server_cpu\": %.6f, ",
-           (double)(ingest ? taken : answered) / length, (unsigned long long)(ingest ? taken : answered), length, own,
-           servers);
-    printf("\"lost\": %llu, \"late\": %llu, ", (unsigned long long)lost, (unsigned long long)late);
-    printf("\"sent\": %llu, \"taken\": %llu, \"warmed\": %llu, ", (unsigned long long)sent,
-           (unsigned long long)taken, (unsigned long long)warmed);
-    printf("\"p50\": %.1f, \"p90\": %.1f, \"p99\": %.1f, \"max\": %.1f, ", percentile(0.5), percentile(0.9),
-           percentile(0.99), (double)longest / 1000);
-    printf("\"stalled\": 0, \"errors\": %llu, \"first_error\": \"%s\"}\n", (unsigned long long)errors, first_error);
+    ingest ? prepare_bursts() : begin_echo();
 }
 
 int main(int count, char **arguments) {
     prepare(count, arguments);
-    uint64_t warmed = 0, earlier = ingest ? look_at_queue().dropped : 0;
-    if (ingest) {
-        flood(warm_up);
-        wait_for_rest();
-    } else {
-        begin_echo();
-        run_echo(warm_up);
-    }
-    if (ingest) {
-        warmed = sent - (look_at_queue().dropped - earlier);
-        earlier = look_at_queue().dropped;
-        sent = 0;
-    }
-    uint64_t start = now();
+    void (*run)(double) = ingest ? run_ingest : run_echo;
+    run(warm_up);
+    uint64_t start = now(), warmed = messages;
     double own = cpu_of(getpid()), servers = cpu_of(server_pid);
     measuring = 1;
-    ingest ? flood(seconds) : run_echo(seconds);
+    run(seconds);
     own = cpu_of(getpid()) - own;
-    uint64_t end = ingest ? wait_for_rest() : now();
     servers = cpu_of(server_pid) - servers;
-    uint64_t taken = 0;
-    if (ingest) {
-        taken = sent - (look_at_queue().dropped - earlier);
-        lost = sent - taken;
-    }
-    say((double)(end - start) / 1e9, own, servers, taken, warmed);
+    double length = (double)(ended - start) / 1e9;
+    printf("{\"rate\": %.1f, \"messages\": %llu, \"seconds\": %.6f, \"lost\": %llu, \"late\": %llu, ",
+           (double)messages / length, (unsigned long long)messages, length, (unsigned long long)lost,
+           (unsigned long long)late);
+    printf("\"cpu\": %.6f, \"server_cpu\": %.6f, \"sent\": %llu, \"sending\": %.6f, \"warmed\": %llu, ", own, servers,
+           (unsigned long long)sent, sending, (unsigned long long)warmed);
+    printf("\"p50\": %.1f, \"p90\": %.1f, \"p99\": %.1f, \"max\": %.1f, ", percentile(0.5), percentile(0.9),
+           percentile(0.99), (double)longest / 1000);
+    printf("\"stalled\": 0, \"errors\": %llu, \"first_error\": \"%s\"}\n", (unsigned long long)errors, first_error);
     return 0;
 }

@@ -8,7 +8,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-__all__ = ["FOLDER", "NoCompilerError", "compiler", "programs"]
+__all__ = ["FOLDER", "NoCompilerError", "compiler", "possible", "programs"]
 
 SOURCES = Path(__file__).parents[1]
 FOLDER = SOURCES / "build"
@@ -26,6 +26,13 @@ def compiler() -> str:
     if not shutil.which(shlex.split(command)[0]):
         raise NoCompilerError(f"{command}: no such command; the load is made by a program in C (set CC)")
     return command
+
+
+def possible() -> bool:
+    try:
+        return bool(compiler())
+    except NoCompilerError:
+        return False
 
 
 def programs() -> None:

@@ -1,4 +1,4 @@
-"""What is measured, and what issues 3 and 9 ask of it.
+"""What is measured, and what the issues ask of it.
 
 A `Sample` is what the load and the server said of one run (see load.c); a `Figure` reads one number out of it.
 """
@@ -113,7 +113,7 @@ STREAMED = Figure("stream", "MB/s", True, _per("streamed", "seconds", 1e-6))
 LOST = Figure("lost", "%", False, lambda sample: _share(sample["lost"], sample["messages"]))
 HANDLED = Figure("rate", "msg/s", True, lambda sample: _handled(sample) / sample["seconds"])
 UNHANDLED = Figure("lost", "%", False, lambda sample: _share(sample["sent"] - _handled(sample), _handled(sample)))
-SENT = Figure("sent", "msg/s", True, _per("sent", "seconds", 1))
+SENT = Figure("sent", "msg/s", True, _per("sent", "sending", 1))
 HANDLED_CPU = Figure("CPU of 10^6", "s", False, lambda sample: sample["server_cpu"] / max(1, _handled(sample)) * 1e6)
 _USUAL = (RATE, P50, P99, CPU)
 
@@ -222,5 +222,7 @@ CASES = (
         "udp-ingest", "UDP ingest, 128 bytes, one way", "ingest", ("ingest", "-c", "16", "-n", "32", "-s", "128"),
         (HANDLED, UNHANDLED, SENT, HANDLED_CPU), (Target("portico-udp", 2, "socketserver-udp"),),
         floods=True,
+        notes="The load sends as fast as it can, which is more than most take; so what is lost says how fast the load\n"
+        "was, too. It is what no handler has counted when nothing waits any more, with which the measured time ends.",
     ),
 )  # fmt: skip
