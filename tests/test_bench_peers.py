@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-import shutil
+import socket
 import subprocess
 import sys
+import threading
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 from typing import Any
 
 import pytest
-from bench.peers import figures, machine, page, plot, results, roster, serve
-from bench.peers.cases import CASES, CPU, MEMORY, P99, RATE, Case, Plan, Target
+from bench.peers import build, figures, machine, page, plot, results, roster, serve
+from bench.peers.cases import CASES, CPU, HANDLED, LOST, MEMORY, P99, RATE, UNHANDLED, Case, Plan, Target
 from bench.processes import NotServing, started
 
 ROOT = Path(__file__).parent.parent
 OURS, THEIRS = "portico-green", "asyncio-streams"
+needs_the_load = pytest.mark.skipif(
+    sys.platform != "linux" or not build.possible(), reason="the load needs epoll, and a C compiler (cc) to make it"
+)
 CASE = Case(
     "echo-50", "Echo <&>", "echo", ("echo", "-c", "50"), (RATE, P99),
     targets=(Target(OURS, 1.6, THEIRS), Target(OURS, 20_000, figure=P99), Target(OURS, 2, "gevent")),
@@ -67,6 +72,24 @@ def test_figures_of_nothing_are_none() -> None:
 
 def test_memory_is_in_thousands_of_bytes() -> None:
     assert MEMORY.read(sample(1, idle=1024, rss_before=1000, rss_with=2000)) == pytest.approx(1.0)
+
+
+def test_datagrams_lost_are_a_share_of_all() -> None:
+    assert LOST.read(sample(75, lost=25)) == 25
+    assert LOST.read(sample(0, lost=0)) is None
+
+
+def test_ingest_is_what_handlers_have_counted_without_the_warm_up() -> None:
+    taken = sample(90, warmed=100, sent=400, server={"handled": 180})
+    assert HANDLED.read(taken) == 40
+    assert UNHANDLED.read(taken) == 80
+
+
+def test_a_load_that_floods_is_the_limit_only_if_nothing_was_lost() -> None:
+    case = next(case for case in CASES if case.floods)
+    for lost, bound in ((0, True), (1, False)):
+        taken = sample(1, cpu=2.0, lost=lost, sent=lost + 1, sending=2.0, warmed=0, server={"handled": 1})
+        assert ("load-bound" in page.tables(case, result([{"uvloop-udp": taken}]))) is bound
 
 
 def test_the_table_shows_medians_ratios_and_verdicts() -> None:
@@ -138,8 +161,7 @@ def test_says_what_it_can_measure() -> None:
     assert "echo-50" in done.stderr
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="the load needs epoll")
-@pytest.mark.skipif(not shutil.which("cc"), reason="there is no C compiler (cc) to make the load with")
+@needs_the_load
 @pytest.mark.timeout(120)
 def test_measures_two_peers(tmp_path: Path) -> None:
     arguments = ["--only", "echo-50", "--peers", "c-epoll,socketserver", "--rounds", "2", "--seconds", "0.1"]
@@ -154,3 +176,65 @@ def test_measures_two_peers(tmp_path: Path) -> None:
             assert taken["server"]["peak"] > 0
     assert kept["told"]["versions"]["Python"]
     assert "socketserver.ThreadingTCPServer" in (tmp_path / "benchmarks.md").read_text()
+
+
+@needs_the_load
+@pytest.mark.timeout(120)
+def test_measures_datagrams(tmp_path: Path) -> None:
+    peers = "c-recvmmsg,c-recvfrom,portico-udp,portico-udp-threads,socketserver-udp,asyncio-udp"
+    arguments = ["--only", "udp,udp-1200,udp-ingest", "--peers", peers, "--rounds", "1", "--seconds", "0.1"]
+    done = bench(*arguments, "--output", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    for name in ("udp", "udp-1200", "udp-ingest"):
+        (samples,) = json.loads((tmp_path / f"{name}.json").read_text())["rounds"]
+        assert list(samples) == [peer.name for peer in roster.PEERS if peer.name in peers.split(",")]
+        for taken in samples.values():
+            assert taken["messages"] > 0
+            assert taken["errors"] == 0
+            if name == "udp-ingest":
+                received = taken["warmed"] + taken["messages"]
+                assert taken["sent"] == taken["messages"] + taken["lost"]
+                assert 0.9 * received <= taken["server"]["handled"] <= received
+    assert "Portico UDPServer" in (tmp_path / "benchmarks.md").read_text()
+
+
+def udp_load(port: int, *arguments: str) -> dict[str, Any]:
+    build.programs()
+    command = [str(build.FOLDER / "udp_load"), "echo", "-p", str(port), "-c", "2", "-n", "4", "-w", "0", *arguments]
+    done = subprocess.run(command, capture_output=True, timeout=30, check=True)
+    said: dict[str, Any] = json.loads(done.stdout)
+    return said
+
+
+@needs_the_load
+def test_what_a_server_loses_or_garbles_is_counted_and_the_load_goes_on() -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.bind(("127.0.0.1", 0))
+        sock.settimeout(20)
+
+        def serve() -> None:
+            for number in itertools.count():
+                data, address = sock.recvfrom(1024)
+                if not data:
+                    return
+                if number % 3:  # of three, one is lost, one echoed, and one echoed with its last byte changed
+                    sock.sendto(data if number % 3 == 1 else data[:-1] + b"!", address)
+
+        serving = threading.Thread(target=serve)
+        serving.start()
+        said = udp_load(sock.getsockname()[1], "-t", "0.7")
+        sock.sendto(b"", sock.getsockname())
+        serving.join(20)
+    assert said["messages"] > 0
+    assert said["lost"] > 0
+    assert said["first_error"] == "wrong bytes"
+
+
+@needs_the_load
+def test_a_load_without_a_server_ends_in_time() -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.bind(("127.0.0.1", 0))
+        nobody = sock.getsockname()[1]
+    said = udp_load(nobody, "-t", "0.4")
+    assert said["messages"] == 0
+    assert said["lost"] > 0
