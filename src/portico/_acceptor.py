@@ -99,7 +99,7 @@ class Acceptor:
         held: float | None = None  # asked anew each turn: a limit may be lifted while it is waited for
         try:
             wanted = self._resume_at is None and server.ready_to_accept()
-            if wanted and server._portico_limited:
+            if wanted and (server._portico_limited or server._portico_bounded):
                 held = server._portico_hold()
                 wanted = held is None
         except Exception as error:
@@ -107,6 +107,9 @@ class Acceptor:
             self._back_off(self._failed("ready_to_accept", error))
         if wanted != (self._watched is not None):
             self._watch(wanted)
+        if wanted and server._portico_left_over:
+            self.drain()
+            return 0.0
         if not server._portico_may_sleep and self._resume_at is None:
             if not idle:
                 return 0.0
@@ -136,7 +139,10 @@ class Acceptor:
                 return
         # Measured for UDP: this loop saves the poll and the selector's bookkeeping, a third of a datagram's cost.
         server = self._server
-        take, gated, answer, taken = server._handle_request_noblock, self._gated, None, 0
+        take, gated, answer, taken = server._portico_taker(), self._gated, None, 0
+        batches = server._portico_batches
+        if batches is not None:
+            batches.batch_begins()
         try:
             for _ in range(self._batch):
                 # Before the first, too: since the last turn another thread may have changed a limit, or suspended.
@@ -152,6 +158,9 @@ class Acceptor:
             answer = self._failed("a hook on the way of a request", error)
             if server._portico_taken > taken:
                 answer = None  # a request was taken: what became of it says nothing of the listener
+        finally:
+            if batches is not None:
+                batches.batch_over()
         if answer is not True and answer is not None:
             self._judge(answer)
             answer = None  # its traceback holds this frame: together they would wait for the garbage collector

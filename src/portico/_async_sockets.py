@@ -12,6 +12,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 from weakref import ref
 
+from ._datagrams import Answers, flush_answers, send_now
 from ._meters import Counting, MeteredSocket
 from ._readiness import PATIENCE, FutureWaiter, Watched
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from ._engine import AsyncioLoop
     from ._meters import Tally
 
-__all__ = ["AsyncSocket", "CountedAsyncSocket", "CountedReader", "CountedWriter", "StreamSocket"]
+__all__ = ["AsyncDatagramSocket", "AsyncSocket", "CountedAsyncSocket", "CountedReader", "CountedWriter", "StreamSocket"]
 
 _Socket: Any = socket.SocketType
 _AGAIN: Final = (BlockingIOError, InterruptedError)
@@ -200,6 +201,30 @@ class AsyncSocket(Watched):
         except BaseException:
             self._leave(waiter)
             raise
+
+
+class AsyncDatagramSocket(AsyncSocket):
+    """What async datagram handlers answer through: from the address that was asked, with others that answer now."""
+
+    __slots__ = ("answers",)
+
+    def __init__(self, *arguments: Any, **keywords: Any) -> None:
+        super().__init__(*arguments, **keywords)
+        self.answers: Answers | None = None
+
+    async def sendto(self, data: Any, *flags_and_address: Any) -> int:  # type: ignore[override]
+        answers = self.answers
+        if answers is None or not flags_and_address:
+            return await super().sendto(data, *flags_and_address)
+        if len(flags_and_address) == 1 and answers.keep(data, flags_and_address[0]):
+            return len(data)
+        if answers.waiting:
+            await self._call(_WRITE, flush_answers)  # in order
+        route = answers.route(flags_and_address[-1])
+        if route is None:
+            return await super().sendto(data, *flags_and_address)
+        flags = flags_and_address[0] if len(flags_and_address) > 1 else 0
+        return int(await self._call(_WRITE, send_now, data, flags, route))
 
 
 class CountedAsyncSocket(Counting, AsyncSocket):

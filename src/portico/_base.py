@@ -65,6 +65,7 @@ class BaseServer(Serving, Generic[RequestT]):
     socket: _socket.socket
     RequestHandlerClass: Callable[[Any, Any, Any], Any]
 
+    _portico_socket_class: type[_sockets.ServerSocket] = _sockets.ServerSocket
     _portico_adopted = False
     _portico_no_address: tuple[Any, AddressError | None] = None, None
     """An address that could not be understood, and why."""
@@ -95,7 +96,7 @@ class BaseServer(Serving, Generic[RequestT]):
             self._portico_adopt(adopted)
         else:
             self._portico_infer_family()
-            self.socket = _sockets.ServerSocket(self.address_family, self.socket_type)
+            self.socket = self._portico_socket_class(self.address_family, self.socket_type)
         if bind_and_activate:
             try:
                 self.server_bind()
@@ -112,7 +113,9 @@ class BaseServer(Serving, Generic[RequestT]):
             raise AddressError(
                 f"{type(self).__name__} needs a {kind(self.socket_type).name} socket, not a {kind(sock.type).name} one"
             )
-        self.socket = sock
+        # One that somebody has made stays what it is; of a descriptor handed down it may be made as it is best.
+        self.socket = self._portico_socket_class(fileno=sock.detach()) if type(sock) is _sockets.ServerSocket else sock
+        sock = self.socket
         self.address_family = sock.family
         self.server_address = sock.getsockname()
         self._portico_adopted = True

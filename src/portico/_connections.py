@@ -44,7 +44,7 @@ _RULES: Final = (
 # Seconds between two looks for sockets that were dropped, while clients wait for a free place.
 _LOOK: Final = 0.05
 # Reasons that are no limit's: nobody asks whether they would have been refused.
-_NO_LIMIT: Final = ("verify_request", "overloaded")
+_NO_LIMIT: Final = ("verify_request", "overloaded", "truncated", "queue_full")
 
 
 class Connections:
@@ -235,7 +235,7 @@ class Connections:
             return connection
         if self.access_log is not None:
             _write(server, self.access_log.refused, reason, request, client_address)
-        _turn_away(server, request, client_address, reason)
+        self.turn_away(server, request, client_address, reason)
         return None
 
     def _admitted(self, server: Any, request: Any, client_address: Any) -> bool:
@@ -247,7 +247,7 @@ class Connections:
             return True
         self.refuse(server, reason, client_address)
         if not server.limits_dry_run:
-            _turn_away(server, request, client_address, reason)
+            self.turn_away(server, request, client_address, reason)
         return bool(server.limits_dry_run)
 
     def enter_datagram(self, server: Any, request: Any, client_address: Any) -> bool:
@@ -260,6 +260,27 @@ class Connections:
             admission.entered(client, monotonic())
             admission.left(client)
         return True
+
+    def turn_away(self, server: Any, request: Any, client_address: Any, reason: str) -> None:
+        """Close a connection that is refused, with a last word if there is one to be said. Never waits.
+
+        What the client has said already is read and thrown away: closing over it would send a reset, and take the
+        answer away again before it is read (RFC 1122, 4.2.2.13).
+        """
+        answer = server.overload
+        try:
+            if callable(answer):
+                answer = answer(client_address, reason)
+            if isinstance(answer, bytes):
+                _last_word(request, client_address, answer)
+        except OSError:  # it has left, or has said nothing
+            pass
+        except Exception as error:
+            logs.emit(server, HookFailed("overload", error))
+        try:
+            server.close_request(request)
+        except Exception as error:
+            logs.emit(server, HookFailed("close_request", error))
 
     def refuse(self, server: Any, reason: str, client_address: Any) -> None:
         """Count somebody who was not let in, or would not have been."""
@@ -314,13 +335,14 @@ class Connections:
         if server._portico_closes_requests() or request.fileno() < 0:
             self.end(connection)
 
-    def end_datagram(self, request: Any) -> None:
-        """The request of a datagram is over."""
-        if type(request) is tuple:
-            with self._lock:
-                self.datagrams_ended += 1
-            if self.someone_ended is not None:
-                self.someone_ended.set()
+    def end_datagrams(self, server: Any, count: int) -> None:
+        """The requests of so many datagrams are over."""
+        with self._lock:
+            self.datagrams_ended += count
+        if self.is_full:
+            self.make_room(server)
+        if self.someone_ended is not None:
+            self.someone_ended.set()
 
     # -- who is told
 
@@ -367,25 +389,10 @@ def _write(server: Any, write: Callable[..., None], *what: Any) -> None:
         logs.emit(server, HookFailed("access_log", error))
 
 
-def _turn_away(server: Any, request: Any, client_address: Any, reason: str) -> None:
-    """Close a connection that is refused, with a last word if there is one to be said. Never waits.
-
-    What the client has said already is read and thrown away: closing over it would send a reset, and take the answer
-    away again before it is read (RFC 1122, 4.2.2.13).
-    """
-    answer = server.overload
-    try:
-        if callable(answer):
-            answer = answer(client_address, reason)
-        if isinstance(answer, bytes) and isinstance(request, socket.socket):
-            _send(request, answer, _sockets.DONT_WAIT)
-            _shutdown(request, socket.SHUT_WR)
-            _recv(request, 1 << 16, _sockets.DONT_WAIT)
-    except OSError:  # it has left, or has said nothing
-        pass
-    except Exception as error:
-        logs.emit(server, HookFailed("overload", error))
-    try:
-        server.close_request(request)
-    except Exception as error:
-        logs.emit(server, HookFailed("close_request", error))
+def _last_word(request: Any, client_address: Any, answer: bytes) -> None:
+    if isinstance(request, socket.socket):
+        _send(request, answer, _sockets.DONT_WAIT)
+        _shutdown(request, socket.SHUT_WR)
+        _recv(request, 1 << 16, _sockets.DONT_WAIT)
+    elif type(request) is tuple and client_address:
+        request[-1].sendto(answer, _sockets.DONT_WAIT, client_address)

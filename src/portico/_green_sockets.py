@@ -11,12 +11,14 @@ import errno
 import os
 import select
 import socket
+from threading import get_ident
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
 from greenlet import getcurrent
 
 from ._addresses import AF_UNIX
+from ._datagrams import Answers, flush_answers, send_now
 from ._hub import GreenThread
 from ._meters import CountingReads
 from ._parking import AGAIN, DONT_WAIT, READ, WRITE, ParkingSocket, retried
@@ -24,7 +26,7 @@ from ._parking import AGAIN, DONT_WAIT, READ, WRITE, ParkingSocket, retried
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["CountedGreenSocket", "GreenSocket"]
+__all__ = ["CountedGreenSocket", "GreenDatagramSocket", "GreenSocket"]
 
 _Socket: Any = socket.SocketType
 _recv: Final = _Socket.recv
@@ -280,6 +282,30 @@ class GreenSocket(ParkingSocket):
             )
             return found[0][4]
         return address
+
+
+class GreenDatagramSocket(GreenSocket):
+    """What green datagram handlers answer through: from the address that was asked, with others that answer now."""
+
+    __slots__ = ("answers",)
+
+    def __init__(self, *arguments: Any, **keywords: Any) -> None:
+        super().__init__(*arguments, **keywords)
+        self.answers: Answers | None = None
+
+    def sendto(self, data: Any, *flags_and_address: Any) -> int:
+        answers = self.answers
+        if answers is None or not flags_and_address:
+            return super().sendto(data, *flags_and_address)
+        if len(flags_and_address) == 1 and answers.keep(data, flags_and_address[0]):
+            return len(data)
+        flags = flags_and_address[0] if len(flags_and_address) > 1 else 0
+        if answers.waiting and get_ident() == answers.thread:
+            self._call(WRITE, flush_answers)  # in order
+        route = answers.route(flags_and_address[-1])
+        if route is None:
+            return super().sendto(data, *flags_and_address)
+        return int(self._call(WRITE, send_now, data, flags, route, flags=flags))
 
 
 class CountedGreenSocket(CountingReads, GreenSocket):

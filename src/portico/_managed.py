@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["Managed", "Own"]
 
 _FOR_EVER = float("inf")
+_MANY = 1 << 30
 _RESET = (1).to_bytes(4, sys.byteorder) + bytes(4)  # SO_LINGER on, for no time: close() frees what waits to be sent
 _AS_SET: Any = object()
 _ENDING = (State.DRAINING, State.CLOSING, State.CLOSED)
@@ -92,6 +93,10 @@ class Managed:
     _portico_connections: Connections = Own(_make_connections)  # type: ignore[assignment]
     _portico_limited = False
     """Whether `_portico_hold` has to be asked before anything is accepted."""
+    _portico_bounded = False
+    """Whether it has to be asked because of what is in flight (`max_datagrams`)."""
+    _portico_full = False
+    """Whether so much has been in flight, and too little of it has ended since."""
     _portico_suspended = False
     _portico_is_program = False
     """Whether `run` or the command serves it, where nobody expects what `socketserver` does in every detail."""
@@ -117,6 +122,8 @@ class Managed:
         _portico_prepare: Callable[[], None]
         _portico_stop: Callable[[], None]
         _portico_taken: int
+        _portico_runs_inline: bool
+        max_datagrams: int
 
     # -- for the operator
 
@@ -206,6 +213,9 @@ class Managed:
         ruled = connections.obey(self)
         # In one step, as the loop looks at it meanwhile. Only threading servers have max_threads.
         self._portico_limited = ruled or self._portico_suspended or getattr(self, "max_threads", None) is not None
+        # Where datagrams run elsewhere; but that others wait in the kernel may not be wanted.
+        bounded = not (self._portico_runs_inline or self._portico_has_streams) and hasattr(self, "max_datagrams")
+        self._portico_bounded = bounded and self.overload == "wait"
         most = self.max_connections if self.connections_alarm is None else self.connections_alarm
         connections.alarm_at = _FOR_EVER if most is None else most
         access_log = None
@@ -292,7 +302,20 @@ class Managed:
 
     def _portico_hold(self) -> float | None:
         """None if something may be accepted now, else the seconds until it may; for ever: until something changes."""
-        return _FOR_EVER if self._portico_suspended else self._portico_connections.hold(self)
+        held = self._portico_suspended or (self._portico_bounded and self._portico_is_full())
+        return _FOR_EVER if held else self._portico_connections.hold(self)
+
+    def _portico_is_full(self) -> bool:
+        """Whether `max_datagrams` are in flight; then until a quarter has ended, so that not each one wakes the loop."""
+        connections, most = self._portico_connections, self.max_datagrams
+        connections.is_full = True  # before it is looked, see `Connections.hold`
+        self._portico_full = self._portico_in_flight() > (most * 3 // 4 if self._portico_full else most - 1)
+        connections.is_full = self._portico_full
+        return self._portico_full
+
+    def _portico_room(self) -> int:
+        """How many datagrams may be taken now."""
+        return max(1, self.max_datagrams - self._portico_in_flight()) if self._portico_bounded else _MANY
 
     def _portico_note_handler(self, request: Any, handler: Any) -> None:
         """This handler has a `goodbye`, and serves that connection."""
@@ -317,6 +340,10 @@ class Managed:
     def _portico_runners(self) -> list[Any]:
         """What runs requests now: threads, tasks, process ids. Those of connections are known from them, too."""
         return []
+
+    def _portico_in_flight(self) -> int:
+        """How many datagrams run elsewhere, or wait for that."""
+        return 0
 
     def _portico_closes_requests(self) -> bool:
         """Whether a request that nobody runs elsewhere is run, and in the end closed, by hooks of ours."""

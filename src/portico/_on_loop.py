@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
 from . import _engine, logs, settings
+from ._datagram_queue import DatagramQueue
+from ._datagrams import Answers
 from ._meters import CountedSocket, MeteredSocket
 from ._serving import Serving
 from ._sockets import ServerSocket, connection_class, set_blocking_again
@@ -148,6 +150,8 @@ class OnLoop(Serving):
     _portico_last_words = 0.03
     _portico_answering: socket.socket | None = None
     """What datagram handlers answer through: the server's own socket once more, as one that does not block the loop."""
+    _portico_queue: DatagramQueue | None = None
+    _portico_runs_inline = False
 
     async def serve_async(self, poll_interval: float | None = 0.5) -> None:
         """Serve on the event loop that runs here until `shutdown`, `server_close` or cancellation."""
@@ -155,12 +159,14 @@ class OnLoop(Serving):
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Start the request on the loop. Without a loop of ours, as in `handle_request`, run it to its end."""
-        if self._portico_engine is None:
+        engine = self._portico_engine
+        if engine is None:
             _engine.run(self._portico_run_alone(request, client_address), self.event_loop)
+        elif type(request) is tuple and self._portico_queue is not None:
+            if self._portico_bounded or self._portico_has_place(request, client_address):
+                self._portico_queue.put(self._portico_suited(engine, request), client_address)
         else:
-            self._portico_start(
-                self._portico_engine, self._portico_suited(self._portico_engine, request), client_address
-            )
+            self._portico_start(engine, self._portico_suited(engine, request), client_address)
 
     def server_close(self) -> None:
         """Close the server, then wait for its requests (`block_on_close`).
@@ -184,6 +190,15 @@ class OnLoop(Serving):
 
     def _portico_start(self, engine: AsyncioLoop, request: Any, client_address: Any) -> Awaitable[object]:
         """Start one request, add it to `_requests`, and return what waits for its end."""
+        raise NotImplementedError
+
+    def _portico_start_takers(self, queue: DatagramQueue, takers: int) -> None:
+        """Start so many that take datagrams from the queue, each as long as `queue.ended` says so."""
+        raise NotImplementedError
+
+    @staticmethod
+    def _portico_runner(made: Any) -> Callable[[Any, Any, Any], Any]:
+        """What comes to the same as a call of the handler class, with fewer steps."""
         raise NotImplementedError
 
     def _portico_cancel(self, request: Any) -> None:
@@ -235,22 +250,48 @@ class OnLoop(Serving):
         if connection.state != "ended":
             self._portico_cancel(connection.runner)
 
+    def _portico_in_flight(self) -> int:
+        return 0 if self._portico_queue is None else self._portico_queue.in_flight
+
     def _portico_say_goodbye(self, connection: Connection) -> None:
         self._portico_requests.soon(partial(self._portico_start_goodbye, connection))
 
     # -- what the engine asks and tells
+
+    def _portico_taker(self) -> Callable[[], bool | Exception | None]:
+        reception = getattr(self, "_portico_reception", None)
+        queue, engine = self._portico_queue, self._portico_engine
+        if queue is None or engine is None or reception is None:
+            return super()._portico_taker()
+        if not (reception.short and self._portico_bounded):
+            queue.run = None
+            return super()._portico_taker()
+        sock, answering = reception.batched, self._portico_answering
+        queue.run = self._portico_runner(self.RequestHandlerClass)
+        answering = answering if answering is not None else self._portico_answer_through(engine, sock)
+        return partial(queue.take, sock, answering, partial(reception.refill, self, sock))
 
     def _portico_suited(self, engine: AsyncioLoop, request: Any) -> Any:
         """The request with a socket that leaves the loop alone. What is no plain socket (TLS, an object) stays."""
         if type(request) in _PLAIN:
             return self._portico_taken_over(engine, request)
         if isinstance(request, tuple) and len(request) == 2 and isinstance(request[1], socket.socket):
-            if self._portico_answering is None:
-                self._portico_answering = self._portico_taken_over(engine, request[1].dup())
-                engine.closing.callback(set_blocking_again, request[1])  # the mode is the file's, which both share
-                engine.closing.callback(self._portico_answering.close)
-            return request[0], self._portico_answering
+            answering = self._portico_answering
+            return request[0], answering if answering is not None else self._portico_answer_through(engine, request[1])
         return request
+
+    def _portico_answer_through(self, engine: AsyncioLoop, sock: Any) -> socket.socket:
+        answering = self._portico_answering = self._portico_taken_over(engine, sock.dup())
+        peers = getattr(sock, "peers", None)
+        if peers is not None:
+            answering.answers = answers = Answers(  # type: ignore[attr-defined]
+                answering, peers, sock.answers.unsent, joined=sock.answers.joined
+            )
+            answers.thread, answers.soon = threading.get_ident(), engine.loop.call_soon
+            engine.closing.callback(answers.flush)
+        engine.closing.callback(set_blocking_again, sock)  # the mode is the file's, which both share
+        engine.closing.callback(answering.close)
+        return answering
 
     def _portico_taken_over(self, engine: AsyncioLoop, sock: socket.socket) -> socket.socket:
         timeout = sock.gettimeout()
@@ -286,6 +327,9 @@ class OnLoop(Serving):
             self._portico_requests,
         )
 
+        self._portico_queue = None
+        if self.socket_type == socket.SOCK_DGRAM:
+            self._portico_queue = DatagramQueue(self, engine.loop, self._portico_requests)
         if self._portico_timers is not None:  # a request may have been let in before, by `handle_request`
             self._portico_timers.look_soon()
 

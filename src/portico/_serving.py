@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Serving", "end_request", "note_failure", "request_context", "request_failed", "serve_together", "teller"]
 
+_MANY = 1 << 30
 _REFUSALS = {EndReason.REFUSED: "verify_request", EndReason.OVERLOADED: "overloaded"}
 
 
@@ -53,6 +54,14 @@ class Serving(Managed):
     """Asked before a request counts, if anybody has to be: every connection's, a datagram's where there are rules."""
     _portico_converts = False
     """Whether `accept` is somebody else's, so that connections have to be made to tell of their closing."""
+    _portico_runs_inline = True
+    """Whether a request has been run when `process_request` returns, in the thread that called it."""
+    _portico_left_over: Any = False
+    """Whether requests have been taken from the socket that have not been returned by `get_request` yet."""
+    _portico_queue: Any = None
+    """Those that wait for a handler, where they do that."""
+    _portico_batches: Any = None
+    """Whoever has to know when the loop begins to take requests, and when it looks up again, if anybody has."""
     _BaseServer__shutdown_request = StopFlag()
 
     if TYPE_CHECKING:
@@ -161,6 +170,10 @@ class Serving(Managed):
             raise
         return True
 
+    def _portico_taker(self) -> Callable[[], bool | Exception | None]:
+        """What the loop calls for each request: this, or something shorter that comes to the same."""
+        return self._handle_request_noblock
+
     def _portico_refuse(self, request: Any, client_address: Any, reason: EndReason) -> None:
         """End a request that was let in, and then could not or should not be run."""
         connections = self._portico_connections
@@ -169,6 +182,14 @@ class Serving(Managed):
         if connection is not None:
             connection.failed(reason)
         end_request(self, request)
+
+    def _portico_has_place(self, request: Any, client_address: Any) -> bool:
+        """Whether one more datagram may be in flight; else it is dropped, and counted."""
+        if self._portico_in_flight() < getattr(self, "max_datagrams", _MANY):
+            return True
+        self._portico_connections.refuse(self, "queue_full", client_address)
+        self._portico_connections.turn_away(self, request, client_address, "queue_full")
+        return False
 
     def _portico_overridden(self, name: str) -> bool:
         """Whether a hook is somebody else's: neither Portico's own nor the standard library's."""
@@ -287,6 +308,7 @@ def end_request(server: Any, request: Any) -> None:
     """
     connections = server._portico_connections
     connection = connections.of(request)
+    queued = type(request) is tuple and server._portico_queue is not None  # which counts them itself
     try:
         if connection is not None:
             connection.settle()
@@ -303,8 +325,8 @@ def end_request(server: Any, request: Any) -> None:
     finally:
         if connection is not None:
             connections.end(connection)
-        else:
-            connections.end_datagram(request)
+        elif type(request) is tuple and not queued:
+            connections.end_datagrams(server, 1)
 
 
 def teller(server: Any) -> Callable[[State, State], None]:

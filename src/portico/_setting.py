@@ -24,6 +24,7 @@ __all__ = [
     "FLAG",
     "FRACTION",
     "GROUP",
+    "GROUPS",
     "MAYBE_COUNT",
     "MAYBE_PAUSE",
     "MODE",
@@ -34,6 +35,8 @@ __all__ = [
     "PREFIX6",
     "SAME",
     "SYSTEM_FLAG",
+    "TOS_KIND",
+    "TTL_KIND",
     "Kind",
     "Setting",
 ]
@@ -128,6 +131,19 @@ def _is_networks(value: Any) -> bool:
     return True
 
 
+def _is_groups(value: Any) -> bool:
+    from .datagram_values import groups
+
+    groups(value)
+    return True
+
+
+def _is_tos(value: Any) -> bool:
+    from .datagram_values import octet
+
+    return isinstance(value, str) and octet(value) is not None
+
+
 FLAG: Final = Kind("true or false", lambda value: value in (True, False), _flag)
 SYSTEM_FLAG: Final = Kind(
     "true, false, or none for the system's own default", lambda value: value in (True, False, None), _maybe(_flag)
@@ -179,3 +195,19 @@ OVERLOAD_KIND: Final = Kind(
     lambda text: text if text in ("wait", "close") else text.encode().decode("unicode_escape").encode("latin-1"),
 )
 ACCESS_LOG_KIND: Final = Kind('"text", "json" or none', lambda value: value in ("text", "json", None), _maybe(str))
+
+# What only datagrams have.
+
+GROUPS: Final = Kind(
+    'multicast groups such as "239.1.2.3" or "ff02::1%eth0", a list of such, or none',
+    lambda value: value is None or _is_groups(value),
+    _maybe(lambda text: [word.strip() for word in text.split(",")]),
+)
+TTL_KIND: Final = Kind(
+    "a whole number of hops from 1 to 255, or none", lambda value: value is None or _whole(1, 255)(value), _maybe(int)
+)
+TOS_KIND: Final = Kind(
+    "a whole number from 0 to 255, the name of a DSCP (EF, LE, CS0 to CS7, AF11 to AF43), or none",
+    lambda value: value is None or _whole(0, 255)(value) or _is_tos(value),
+    _maybe(lambda text: int(text, 0) if text[:1].isdigit() else text),
+)

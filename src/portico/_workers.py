@@ -30,8 +30,12 @@ class Workers:
     A worker that nobody needs for `thread_idle_timeout` seconds, or that has done its share, ends.
     """
 
-    def __init__(self, server: Any, run: Callable[[Callable[[], None]], None]) -> None:
+    def __init__(self, server: Any, run: Callable[[Callable[[], None]], None], most: int | None = None) -> None:
         self._server = server
+        self._most = most
+        """Beyond so many workers jobs wait for one that is done."""
+        self.waiting = 0
+        """Jobs that no worker has been counted on for."""
         self._run = run
         """Runs the whole of a worker: hooks before and after."""
         self._jobs: SimpleQueue[Job | None] = SimpleQueue()
@@ -56,6 +60,9 @@ class Workers:
         with self._lock:
             waits = self._idle > 0
             self._idle -= waits
+            if not waits and self._most is not None and len(self.threads) >= self._most:
+                self.waiting += 1
+                waits = True
         if waits:
             self._jobs.put(job)
             return
@@ -78,24 +85,33 @@ class Workers:
         share = self._server.requests_per_thread
         left = None if share is None else max(1, round(share * uniform(1 - _JITTER, 1)))
         me = threading.current_thread()
-        while job is not None:
-            self._working.add(me)
-            try:
+        self._working.add(me)
+        try:
+            while job is not None:
                 job()
-            finally:
-                self._working.discard(me)
-            job = None  # what it holds must not wait for the next one
-            if left is not None:
-                left -= 1
-                if not left:
-                    return
-            job = self._next()
+                job = None  # what it holds must not wait for the next one
+                if left is not None:
+                    left -= 1
+                    if not left:
+                        return
+                job = self._next(me)
+        finally:
+            self._working.discard(me)
 
-    def _next(self) -> Job | None:
+    def _next(self, me: threading.Thread) -> Job | None:
         with self._lock:
             if self.over:
                 return None
+            if self.waiting:
+                self.waiting -= 1
+                return self._jobs.get()
             self._idle += 1
+            self._working.discard(me)
+        job = self._wait()
+        self._working.add(me)
+        return job
+
+    def _wait(self) -> Job | None:
         self._server._portico_connections.make_room(self._server)
         try:
             return self._jobs.get(timeout=self._server.thread_idle_timeout)

@@ -7,24 +7,33 @@ the sockets are `_async_sockets`'.
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import socket
 from functools import partial
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
 from . import logs
-from ._async_sockets import AsyncSocket, CountedAsyncSocket, CountedReader, CountedWriter, StreamSocket
+from ._async_sockets import (
+    AsyncDatagramSocket,
+    AsyncSocket,
+    CountedAsyncSocket,
+    CountedReader,
+    CountedWriter,
+    StreamSocket,
+)
 from ._generics import Generic, RequestT, ServerT
 from ._meters import kernel_counts_family
 from ._on_loop import OnLoop
 from ._serving import end_request, request_context, request_failed
-from .handlers import BaseRequestHandler, DatagramRequestHandler
+from .handlers import BaseRequestHandler, DatagramRequestHandler, does_no_more
 from .lifecycle import HookFailed
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Generator
+    from collections.abc import Awaitable, Callable, Generator
 
     from ._connection import Connection
+    from ._datagram_queue import DatagramQueue
     from ._engine import AsyncioLoop
     from ._on_loop import Requests
 
@@ -172,10 +181,7 @@ class AsyncMixIn(OnLoop):
         except SystemExit:  # ends its own request only, as in a thread
             return
         except Exception:
-            try:
-                request_failed(self, request, client_address)
-            except Exception as error:
-                logs.emit(self, HookFailed("handle_error", error))
+            self._portico_tell_of_failure(request, client_address)
         finally:
             end_request(self, request)
 
@@ -190,6 +196,51 @@ class AsyncMixIn(OnLoop):
         if connection is not None:
             connection.runner = task
         return task
+
+    def _portico_start_takers(self, queue: DatagramQueue, takers: int) -> None:
+        requests = self._portico_requests
+        for _ in range(takers):
+            context = request_context(self)
+            task = asyncio.get_running_loop().create_task(self._portico_take(queue, context.copy()), context=context)
+            requests.add(task)
+            task.add_done_callback(partial(_ended, requests))
+
+    async def _portico_take(self, queue: DatagramQueue, context: contextvars.Context) -> None:
+        """What a task runs that takes datagrams."""
+        turn, run, goes_on = queue.turn, queue.run, bool(queue.waiting)
+        while goes_on:
+            request, client_address = queue.waiting.popleft()
+            try:
+                if run is None:
+                    await self.process_request_task(request, client_address)
+                else:
+                    await run(request, client_address, self)
+            except SystemExit:  # only of `run`: the other sees to it
+                pass
+            except Exception:
+                self._portico_tell_of_failure(request, client_address)
+            finally:
+                goes_on = queue.ended(turn, context)
+
+    def _portico_tell_of_failure(self, request: Any, client_address: Any) -> None:
+        try:
+            request_failed(self, request, client_address)
+        except Exception as error:
+            logs.emit(self, HookFailed("handle_error", error))
+
+    @staticmethod
+    def _portico_runner(made: Any) -> Callable[[Any, Any, Any], Any]:
+        if not does_no_more(made, AsyncBaseRequestHandler) or made.__await__ is not AsyncBaseRequestHandler.__await__:
+            return made  # type: ignore[no-any-return]
+        new: Any = object.__new__
+        handle = made.handle
+
+        def run(request: Any, client_address: Any, server: Any) -> Any:
+            handler = new(made)
+            handler.request, handler.client_address, handler.server = request, client_address, server
+            return handle(handler)
+
+        return run
 
     def _portico_start_goodbye(self, connection: Connection) -> None:
         run = self._portico_goodbye(connection)
@@ -216,6 +267,8 @@ class AsyncMixIn(OnLoop):
         self, engine: AsyncioLoop, family: int, kind: int, proto: int, descriptor: int
     ) -> AsyncSocket:
         kind_of_socket = AsyncSocket if kernel_counts_family(family) else CountedAsyncSocket
+        if kind == socket.SOCK_DGRAM:
+            kind_of_socket = AsyncDatagramSocket
         return kind_of_socket(family, kind, proto, descriptor, engine=engine)
 
 

@@ -17,9 +17,11 @@ if TYPE_CHECKING:
 __all__ = [
     "AcceptPaused",
     "AcceptResumed",
+    "BufferShort",
     "ConnectionEnded",
     "ConnectionStarted",
     "ConnectionsHigh",
+    "DatagramsTruncated",
     "DrainWaiting",
     "Drained",
     "EndReason",
@@ -218,3 +220,28 @@ class Drained(Event):
 
     def __init__(self, report: Any) -> None:
         self.report = report
+
+
+class DatagramsTruncated(Event):
+    """Datagrams were longer than `max_packet_size`: so many so far. Sent once a minute at most."""
+
+    __slots__ = ("client_address", "number", "size")
+
+    def __init__(self, number: int, client_address: Any, size: int | None) -> None:
+        self.number = number
+        self.client_address = client_address
+        """Of the last one."""
+        self.size = size
+        """Its length in bytes; None if the system does not say."""
+
+
+class BufferShort(Event):
+    """The kernel gave a socket a smaller buffer than `setting` asked for; `sysctl` is what allows more."""
+
+    __slots__ = ("given", "setting", "sysctl", "wanted")
+
+    def __init__(self, setting: str, wanted: int, given: int, sysctl: str) -> None:
+        self.setting = setting
+        self.wanted = wanted
+        self.given = given
+        self.sysctl = sysctl

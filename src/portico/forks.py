@@ -68,6 +68,7 @@ class ForkingMixIn(Serving):
     max_children: int = settings.MAX_CHILDREN.default
     block_on_close: bool = settings.BLOCK_ON_CLOSE.default
 
+    _portico_runs_inline = False
     _portico_waits_on_close = True
     _portico_served: _Served = Own(_Served)  # type: ignore[assignment]
     _portico_keeps = False
@@ -254,6 +255,9 @@ class ForkingMixIn(Serving):
 
     def _portico_runners(self) -> list[Any]:
         return list(self.active_children or ())
+
+    def _portico_in_flight(self) -> int:
+        return len(self.active_children or ())
 
     def _portico_reap(self) -> None:
         if not self._portico_lifecycle.runs_in_another_thread:

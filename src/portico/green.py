@@ -20,18 +20,20 @@ from typing import TYPE_CHECKING, Any
 from greenlet import GreenletExit
 
 from . import logs, settings
-from ._green_sockets import CountedGreenSocket, GreenSocket
+from ._green_sockets import CountedGreenSocket, GreenDatagramSocket, GreenSocket
 from ._hub import Expired, GreenThread, Hub, current
 from ._meters import kernel_counts_family
 from ._on_loop import OnLoop
 from ._serving import end_request, request_context, request_failed
 from ._watchdog import Watchdog
+from .handlers import BaseRequestHandler, does_no_more
 from .lifecycle import HookFailed
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
 
     from ._connection import Connection
+    from ._datagram_queue import DatagramQueue
     from ._engine import AsyncioLoop
 
 __all__ = ["GreenMixIn", "GreenSocket", "GreenThread", "connect", "in_thread", "sleep", "spawn", "timeout", "wait_for"]
@@ -56,10 +58,7 @@ class GreenMixIn(OnLoop):
         try:
             self.finish_request(request, client_address)
         except (Exception, asyncio.CancelledError):  # of something awaited, which is not this thread
-            try:
-                request_failed(self, request, client_address)
-            except Exception as error:
-                logs.emit(self, HookFailed("handle_error", error))
+            self._portico_tell_of_failure(request, client_address)
         finally:
             end_request(self, request)
             try:
@@ -79,6 +78,50 @@ class GreenMixIn(OnLoop):
         thread.start()
         return thread
 
+    def _portico_start_takers(self, queue: DatagramQueue, takers: int) -> None:
+        hub = self._portico_requests_hub
+        for _ in range(takers if hub is not None else 0):
+            if not queue.waiting:
+                return
+            context = request_context(self)
+            thread = hub.request(self._portico_requests, context, (self._portico_take, queue, context.copy()))  # type: ignore[union-attr]
+            thread.start()
+
+    def _portico_take(self, queue: DatagramQueue, context: contextvars.Context) -> None:
+        """What a green thread runs that takes datagrams."""
+        turn, run, goes_on = queue.turn, queue.run, True
+        while goes_on:
+            request, client_address = queue.waiting.popleft()
+            try:
+                if run is None:
+                    self.process_request_thread(request, client_address)
+                else:
+                    run(request, client_address, self)
+            except (Exception, asyncio.CancelledError):  # only of `run`: the other sees to it
+                self._portico_tell_of_failure(request, client_address)
+            finally:
+                goes_on = queue.ended(turn, context)
+
+    def _portico_tell_of_failure(self, request: Any, client_address: Any) -> None:
+        try:
+            request_failed(self, request, client_address)
+        except Exception as error:
+            logs.emit(self, HookFailed("handle_error", error))
+
+    @staticmethod
+    def _portico_runner(made: Any) -> Callable[[Any, Any, Any], Any]:
+        if not does_no_more(made, BaseRequestHandler):
+            return made  # type: ignore[no-any-return]
+        new: Any = object.__new__
+        handle = made.handle
+
+        def run(request: Any, client_address: Any, server: Any) -> None:
+            handler = new(made)
+            handler.request, handler.client_address, handler.server = request, client_address, server
+            handle(handler)
+
+        return run
+
     def _portico_start_goodbye(self, connection: Connection) -> None:
         hub = self._portico_requests_hub
         if hub is None or connection.handler is None:
@@ -95,6 +138,8 @@ class GreenMixIn(OnLoop):
         self, engine: AsyncioLoop, family: int, kind: int, proto: int, descriptor: int
     ) -> GreenSocket:
         kind_of_socket = GreenSocket if kernel_counts_family(family) else CountedGreenSocket
+        if kind == socket.SOCK_DGRAM:
+            kind_of_socket = GreenDatagramSocket
         return kind_of_socket(family, kind, proto, descriptor, hub=engine.share.hub)
 
     def _portico_join(self, engine: AsyncioLoop) -> None:

@@ -22,6 +22,7 @@ from ._setting import (
     WAIT,
     Setting,
 )
+from .datagram_settings import DATAGRAM_SETTINGS
 from .errors import SettingError
 
 TYPE_CHECKING = False
@@ -263,7 +264,7 @@ LIMITS: Final = tuple(value for value in list(globals().values()) if isinstance(
 def check(server: object) -> None:
     """Raise `SettingError` for a limit, wherever it was set, that is not allowed, or that another one contradicts."""
     changed = set()
-    for setting in LIMITS:
+    for setting in (*LIMITS, *DATAGRAM_SETTINGS):
         value = getattr(server, setting.name, setting.default)
         if value is not setting.default:  # `32.0` and `False` are equal to defaults, and wrong all the same
             setting.check(value)

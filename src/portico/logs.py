@@ -17,9 +17,11 @@ from . import _sockets
 from .events import (
     AcceptPaused,
     AcceptResumed,
+    BufferShort,
     ConnectionEnded,
     ConnectionsHigh,
     ConnectionStarted,
+    DatagramsTruncated,
     Drained,
     DrainWaiting,
     Event,
@@ -95,6 +97,15 @@ def _rendered(event: Event) -> tuple[int, str, BaseException | None]:
             return _WARNING, f"{held}, and everybody else with it:\n{event.stack}", None
         case RequestsAbandoned():
             return _ERROR, f"{event.number} requests catch GreenletExit and go on waiting; they are left behind", None
+        case DatagramsTruncated():
+            size = "" if event.size is None else f", of {event.size} bytes"
+            return _WARNING, (
+                f"{event.number} datagrams so far were longer than max_packet_size, the last from "
+                f"{event.client_address}{size}: dropped, see handle_truncated"
+            ), None  # fmt: skip
+        case BufferShort():
+            given = f"{event.setting} = {event.wanted} bytes were asked for, the kernel gives {event.given}"
+            return _WARNING, f"{given}: raise the sysctl {event.sysctl}", None
     return _rendered_of_connections(event)
 
 

@@ -6,16 +6,20 @@ Only what one kind does differently from another; everything that all have in co
 from __future__ import annotations
 
 import socket as _socket
+from functools import partial
 
-from . import _sockets, settings
+from . import _sockets, datagram_settings, settings
 from ._addresses import AF_UNIX, unmapped
 from ._base import BaseServer
 from ._generics import Datagram
+from ._managed import Own
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any, Self
+
+    from ._reception import Reception
 
 __all__ = ["TCPServer", "UDPServer", "UnixDatagramServer", "UnixStreamServer"]
 
@@ -72,17 +76,36 @@ class TCPServer(BaseServer[_socket.socket]):
         request.close()
 
 
+def _make_reception() -> Reception:
+    from ._reception import Reception  # not before there is a datagram server
+
+    return Reception()
+
+
 class UDPServer(BaseServer[Datagram]):
     """Datagrams: a request is `(payload, socket)`, and the handler answers with `socket.sendto(...)`.
 
-    Addresses as for `TCPServer`. There is no connection, so nothing is shut down or closed when a request ends.
+    Addresses as for `TCPServer`. There is no connection, so nothing is shut down or closed when a request ends. Answers
+    leave from the address that was asked; those to datagrams that came together leave together, at once after their
+    handlers, while these take less than 50 us each. On Linux; elsewhere one by one, from where the system likes.
     """
 
     socket_type = _socket.SOCK_DGRAM
     allow_reuse_address = False  # two servers on one port would both seem to work (Linux)
     max_packet_size: int = settings.MAX_PACKET_SIZE.default
+    deliver_truncated: bool = datagram_settings.DELIVER_TRUNCATED.default
+    max_datagrams: int = datagram_settings.MAX_DATAGRAMS.default
+    recv_buffer_size: int | None = datagram_settings.RECV_BUFFER_SIZE.default
+    send_buffer_size: int | None = datagram_settings.SEND_BUFFER_SIZE.default
+    broadcast: bool = datagram_settings.BROADCAST.default
+    multicast_groups: Any = datagram_settings.MULTICAST_GROUPS.default
+    ttl: int | None = datagram_settings.TTL.default
+    tos: int | str | None = datagram_settings.TOS.default
+    udp_gro: bool = datagram_settings.UDP_GRO.default
+    udp_gso: bool = datagram_settings.UDP_GSO.default
 
     _portico_receive_flags = 0
+    _portico_reception: Reception = Own(_make_reception)  # type: ignore[assignment]
 
     def __init__(
         self,
@@ -94,20 +117,72 @@ class UDPServer(BaseServer[Datagram]):
         BaseServer.__init__(self, server_address, RequestHandlerClass, **values)
         self._portico_open(bind_and_activate)
 
+    def server_bind(self) -> None:
+        """Bind the socket, as `BaseServer`'s."""
+        from . import _datagram_options
+
+        _datagram_options.tell_destination(self.socket, wanted=True)  # before the first datagram comes
+        super().server_bind()
+
+    def server_activate(self) -> None:
+        """Set what datagram sockets alone have: buffers, groups, broadcast, TTL, TOS. There is nothing to listen to."""
+        from . import _datagram_options
+
+        for short in _datagram_options.apply(self):
+            self._portico_emit(short)
+
     def get_request(self) -> tuple[Datagram, Any]:
         """Receive a datagram, of at most `max_packet_size` bytes."""
-        sock = self.socket
-        flags = self._portico_receive_flags
-        if flags:
-            payload, client_address = sock.recvfrom(self.max_packet_size, flags)
-        else:  # what stands in a socket's place may know no flags
-            payload, client_address = sock.recvfrom(self.max_packet_size)
-        return (payload, sock), unmapped(client_address) if self.unmap_ipv4 else client_address
+        sock: Any = self.socket
+        reception = self._portico_reception
+        if sock is reception.batched and sock is not None:
+            arrived = sock.arrived
+            if not arrived:
+                reception.refill(self, sock)
+            payload, client_address = arrived.popleft()
+        else:
+            payload, client_address = reception.receive_one(self, sock, self._portico_receive_flags)
+        return (payload, sock), client_address
+
+    def handle_truncated(self, data: bytes, client_address: Any) -> None:
+        """Called with the beginning of a datagram that was longer than `max_packet_size`. To override.
+
+        It is dropped, counted in `stats().refused["truncated"]`, and told of once a minute at most; or handled as if it
+        were whole, with `deliver_truncated`. To answer: `self.socket.sendto(..., client_address)`.
+        """
+
+    # -- for the house
+
+    @property
+    def _portico_socket_class(self) -> type[_sockets.ServerSocket]:  # type: ignore[override]
+        from ._datagrams import DatagramSocket
+
+        return DatagramSocket
+
+    @property
+    def _portico_left_over(self) -> bool:
+        """Whether something has been received, and not been taken."""
+        return self._portico_reception.batched is not None and bool(self._portico_reception.batched.arrived)
 
     def _portico_wait_to_take(self, wait: bool) -> None:
         # By flag and not by the socket's mode: handlers send through the same socket, and may wait for room.
         wait = wait or not isinstance(self.socket, _socket.socket)
         self._portico_receive_flags = 0 if wait else _sockets.DONT_WAIT
+
+    def _portico_serving_begins(self, loop: Any) -> None:
+        super()._portico_serving_begins(loop)
+        self._portico_reception.begin(self, self.socket)
+
+    def _portico_taker(self) -> Callable[[], bool | Exception | None]:
+        if not (self._portico_reception.short and self._portico_runs_inline):
+            return self._handle_request_noblock
+        from ._reception import take
+
+        return partial(take, self)
+
+    def _portico_prepare(self) -> None:
+        super()._portico_prepare()
+        self._portico_reception.choose(self)
 
 
 if AF_UNIX is not None:

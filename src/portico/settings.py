@@ -28,6 +28,7 @@ from ._setting import (
     Kind,
     Setting,
 )
+from .datagram_settings import DATAGRAM_SETTINGS
 from .errors import UnknownSettingError
 
 TYPE_CHECKING = False
@@ -176,7 +177,11 @@ BLOCKING_WARNING: Final = Setting[float | None](
 
 ALL: Final[dict[str, Setting[Any]]] = {
     setting.name: setting
-    for setting in (*(value for value in list(globals().values()) if isinstance(value, Setting)), *limits.LIMITS)
+    for setting in (
+        *(value for value in list(globals().values()) if isinstance(value, Setting)),
+        *DATAGRAM_SETTINGS,
+        *limits.LIMITS,
+    )
 }
 
 

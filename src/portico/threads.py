@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections import deque
 from contextlib import suppress
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
     from ._workers import Workers
 
 __all__ = ["ThreadingMixIn"]
+
+# Threads of a datagram server, where `max_threads` says nothing.
+_DATAGRAM_THREADS = 128
 
 
 class _Threads:
@@ -134,6 +138,7 @@ class ThreadingMixIn(Serving):
     requests_per_thread: int | None = limits.REQUESTS_PER_THREAD.default
 
     _threads: _Threads | _NoThreads = _NoThreads()
+    _portico_runs_inline = False
     _portico_waits_on_close = True
     _portico_workers: Workers | None = None
     _portico_running: set[threading.Thread] = Own(set)  # type: ignore[assignment]
@@ -142,10 +147,14 @@ class ThreadingMixIn(Serving):
     def process_request(self, request: Any, client_address: Any) -> None:
         """Start a thread for the request, or give it to one that waits.
 
-        Raises `Overloaded` if there is none to be had.
+        Raises `Overloaded` if there is none to be had. Datagrams are always given to one that waits, or wait for one
+        that is done, if `max_threads` run: at most `max_datagrams` of them.
         """
+        pooled = self._portico_pools_datagrams()
+        if pooled and not (self._portico_bounded or self._portico_has_place(request, client_address)):
+            return
         try:
-            if self.reuse_threads:
+            if self.reuse_threads or pooled:
                 self._portico_give_to_worker(request, client_address)
             else:
                 self._portico_start_thread(request, client_address)
@@ -225,7 +234,8 @@ class ThreadingMixIn(Serving):
         if self._portico_workers is None or self._portico_workers.over:
             from ._workers import Workers  # only where they are asked for
 
-            self._portico_workers = Workers(self, self._portico_run_worker)
+            most = (self.max_threads or _DATAGRAM_THREADS) if self._portico_pools_datagrams() else None
+            self._portico_workers = Workers(self, self._portico_run_worker, most)
         context = request_context(self)
 
         def job() -> None:
@@ -256,8 +266,16 @@ class ThreadingMixIn(Serving):
         if self._portico_workers is not None and self._portico_loop is None:
             self._portico_workers.close(wait=False)  # else those that wait would keep the process from ending
 
+    def _portico_pools_datagrams(self) -> bool:
+        """Whether requests are datagrams: a thread for each would cost ten times what is done in it (measured)."""
+        return self.socket_type == socket.SOCK_DGRAM and not self.stdlib_compat
+
+    def _portico_in_flight(self) -> int:
+        workers = self._portico_workers
+        return len(self._portico_running) + (0 if workers is None else workers.busy + workers.waiting)
+
     def _portico_hold(self) -> float | None:
-        if self.max_threads is not None:
+        if self.max_threads is not None and not self._portico_pools_datagrams():
             connections = self._portico_connections
             connections.is_full = True  # before it is looked, see `Connections.hold`
             workers = self._portico_workers

@@ -1,0 +1,260 @@
+"""A datagram server's own socket: receives in batches, and answers from the address that was asked.
+
+What a handler sends with `sendto` leaves from where its request came to. Answers of a batch leave together (`Answers`),
+where requests run one after the other in the loop's own thread. What the kernel's calls look like is `_mmsg`'s, which
+options there are `_datagram_options`'; what becomes of a request is the server's business.
+"""
+
+from __future__ import annotations
+
+import select
+import socket
+import sys
+import threading
+from collections import deque, namedtuple
+from threading import get_ident
+from weakref import ref
+
+from ._peers import NAME_LENGTH, PeerAddress, Peers, Route
+from ._sockets import ServerSocket
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any, Final
+
+__all__ = ["BATCH", "Answers", "DatagramSocket", "Shape", "flush_answers", "knows_peers", "receive_one", "send_now"]
+
+BATCH: Final = 64
+"""Datagrams received or sent by one call, at most (`_mmsg` says why)."""
+_Socket: Any = socket.SocketType
+_LONGEST: Final = 65507
+_WILDCARDS: Final = ("0.0.0.0", "::")
+_LINUX: Final = sys.platform == "linux" and sys.maxsize > 1 << 32  # whose structures `_mmsg` knows
+_PEEK: Final = int(socket.MSG_PEEK)
+_ANCILLARY: Final = socket.CMSG_SPACE(64) if hasattr(socket, "CMSG_SPACE") else 0
+# Milliseconds that answers wait for room in the kernel before the first is given up.
+_PATIENCE: Final = 10_000
+# Answers that may wait on a loop for room, before who has more waits himself.
+_MANY: Final = 1024
+
+
+def knows_peers(family: int) -> bool:
+    """Whether this system can say, and choose, by which of our addresses a datagram of this family goes."""
+    return _LINUX and int(family) in NAME_LENGTH
+
+
+def receive_one(sock: Any, buffer: bytearray, flags: int) -> tuple[bytes, Any, bool]:
+    """One datagram from any socket: payload, sender, and whether there was more of it than fits the buffer."""
+    if not hasattr(sock, "recvmsg_into"):  # Windows, which raises an error instead
+        return (*sock.recvfrom(len(buffer), flags), False)
+    count, ancillary, told, address = sock.recvmsg_into([buffer], _ANCILLARY, flags)
+    payload = bytes(memoryview(buffer)[:count])
+    if isinstance(sock, DatagramSocket) and sock.peers is not None:
+        address = sock.peers.of(address, ancillary)
+    return payload, address, bool(told & socket.MSG_TRUNC)
+
+
+def send_now(sock: Any, data: Any, flags: int, route: Route) -> int:
+    """`sendto` a peer, from the address that he has asked. By the interface he came by, if there is a way back."""
+    if not route.control:
+        return int(_Socket.sendto(sock, data, flags, route.target))
+    peers = route.peers
+    try:
+        return int(_Socket.sendmsg(sock, [data], peers.ancillary(route), flags, route.target))
+    except (BlockingIOError, InterruptedError):
+        raise
+    except OSError:
+        if not route.interface:
+            raise
+        return int(_Socket.sendmsg(sock, [data], peers.ancillary(route, any_interface=True), flags, route.target))
+
+
+class Answers:
+    """Answers that leave together, in the order in which they were given: of one thread, through one socket.
+
+    `unsent` is called with what could not be sent: the error, the payload and the address.
+    """
+
+    __slots__ = ("_lock", "_outgoing", "_peers", "_sock", "joined", "soon", "thread", "unsent", "waiting")
+
+    def __init__(self, sock: Any, peers: Peers, unsent: Callable[..., None], *, joined: bool) -> None:
+        from ._mmsg import Outgoing  # not before there is a server
+
+        self._sock = ref(sock)  # which knows its answers
+        self._peers = peers
+        self.unsent = unsent
+        self.joined = joined
+        self._outgoing = Outgoing(peers, joined=joined)
+        self._lock = threading.RLock()  # `server_close` may come from another thread
+        self.waiting: list[tuple[bytes, Route]] = []
+        self.thread = 0
+        """The thread whose answers are kept for a moment; 0 for none."""
+        self.soon: Callable[[Callable[[], object]], object] | None = None
+        """Has `flush` called when the handlers that can run now have had their turn; None where others see to it."""
+
+    def keep(self, data: Any, address: Any) -> bool:
+        """Keep an answer, to be sent with the others, if it is one that can be; whether it is.
+
+        In the hot path of every answer: measured, its checks are a fifth of a microsecond.
+        """
+        if type(address) is not PeerAddress or get_ident() != self.thread or type(data) is not bytes:
+            return False
+        waiting, route = self.waiting, address.route
+        if route.peers is not self._peers or len(data) > _LONGEST or len(waiting) >= _MANY:
+            return False
+        if not waiting and self.soon is not None:
+            self.soon(self.flush)
+        waiting.append((data, route))
+        return True
+
+    def route(self, address: Any) -> Route | None:
+        """The way to whom a handler means: as he was received, or with his address put together by the handler."""
+        if type(address) is tuple:
+            address = self._peers.named(address)
+        route = address.route if type(address) is PeerAddress else None
+        return route if route is not None and route.peers is self._peers else None
+
+    def flush(self) -> None:
+        """Send them. One that cannot be sent is told of, and does not hold up the others."""
+        waiting, sock = self.waiting, self._sock()
+        with self._lock:
+            while waiting:
+                try:
+                    sent = self._outgoing.send(-1 if sock is None else sock.fileno(), waiting)
+                except BlockingIOError as error:  # no room, and the file's mode is not to wait for it
+                    if self.soon is not None:
+                        self.soon(self.flush)
+                        return
+                    sent = 0 if _has_room(sock) else self._give_up(error)
+                except InterruptedError:
+                    sent = 0
+                except OSError as error:
+                    # A device that cannot cut up, or a path that takes less: then one by one from here on.
+                    sent = 0 if self._outgoing.joined else self._give_up(error)
+                    self._outgoing.joined = False
+                del waiting[:sent]
+
+    def _give_up(self, error: OSError) -> int:
+        """Try the first one by itself, which may find another way; then it is told of."""
+        data, route = self.waiting[0]
+        try:
+            send_now(self._sock(), data, 0, route)
+        except OSError:
+            self.unsent(error, data, route.address)
+        return 1
+
+
+def _has_room(sock: Any) -> bool:
+    """Whether something can be sent, perhaps in a while."""
+    waiting = select.poll()
+    waiting.register(sock.fileno(), select.POLLOUT)
+    return bool(waiting.poll(_PATIENCE))
+
+
+def flush_answers(sock: Any) -> None:
+    """Send what a socket keeps, or raise `BlockingIOError` if there is no room for all of it."""
+    sock.answers.flush()
+    if sock.answers.waiting:
+        raise BlockingIOError
+
+
+class Shape(namedtuple("Shape", ["size", "unmap", "joins_incoming", "joins_outgoing"])):
+    """What a server wants of its socket: the settings max_packet_size, unmap_ipv4, udp_gro and udp_gso."""
+
+    __slots__ = ()
+
+
+def _can_segment(sock: socket.socket) -> bool:
+    try:
+        return sock.getsockopt(17, 103) >= 0  # SOL_UDP, UDP_SEGMENT
+    except OSError:
+        return False
+
+
+class DatagramSocket(ServerSocket):
+    """What a UDP server receives with and, but on event loops, answers through.
+
+    A `socket.socket` in all else: who reads from it in a handler gets what was received already, in order.
+    """
+
+    __slots__ = ("_incoming", "answers", "arrived", "peers")
+
+    def __init__(self, *arguments: Any, **keywords: Any) -> None:
+        super().__init__(*arguments, **keywords)
+        self.peers: Peers | None = None
+        self.answers: Answers | None = None
+        self.arrived: deque[tuple[bytes, PeerAddress]] = deque()
+        """Received, and not yet taken."""
+        self._incoming: Any = None
+
+    def make_ready(self, shape: Shape, unsent: Callable[..., None]) -> None:
+        """Make room for batches; the socket is bound. Done again where that changes. `unsent` is `Answers`'."""
+        from ._mmsg import Incoming  # not before there is a server
+
+        bound = self.getsockname()
+        self.peers = Peers(self.family, bound, everywhere=bound[0] in _WILDCARDS, unmap=shape.unmap)
+        self._incoming = Incoming(self.peers, min(shape.size, 1 << 16), joined=shape.joins_incoming)
+        self.answers = Answers(self, self.peers, unsent, joined=shape.joins_outgoing and _can_segment(self))
+
+    def receive(self, most: int) -> list[tuple[bytes, PeerAddress, int]]:
+        """Have what waits arrive, at most so many. Returns what did not fit: payload, sender, and its whole length.
+
+        Raises `BlockingIOError` if nothing waits, `OSError` for what the kernel has to tell of an earlier answer.
+        """
+        found: list[tuple[bytes, PeerAddress, int]] = self._incoming.receive(self.fileno(), most, self.arrived)
+        return found
+
+    # -- for handlers
+
+    def sendto(self, data: Any, address: Any, real_address: Any = None, /) -> int:
+        """Send a datagram: to a client, from the address that it has asked. Returns its length.
+
+        Flags may come before the address, as ever.
+        """
+        answers = self.answers
+        if answers is None:
+            return super().sendto(data, address, *(() if real_address is None else (real_address,)))
+        if type(address) is PeerAddress and type(data) is bytes and get_ident() == answers.thread:
+            waiting, route, size = answers.waiting, address.route, len(data)  # what `keep` does, without a call
+            if route.peers is self.peers and size <= _LONGEST and len(waiting) < _MANY:
+                waiting.append((data, route))
+                return size
+        flags, address = (0, address) if real_address is None else (address, real_address)
+        if answers.waiting and get_ident() == answers.thread:
+            answers.flush()  # in order
+        known = answers.route(address)
+        return super().sendto(data, flags, address) if known is None else send_now(self, data, flags, known)
+
+    def recvfrom(self, bufsize: int, flags: int = 0, /) -> tuple[bytes, Any]:
+        found = self._first(flags)
+        return super().recvfrom(bufsize, flags) if found is None else (found[0][:bufsize], found[1])
+
+    def recvfrom_into(self, buffer: Any, nbytes: int = 0, flags: int = 0) -> tuple[int, Any]:
+        found = self._first(flags)
+        if found is None:
+            return super().recvfrom_into(buffer, nbytes, flags)
+        with memoryview(buffer) as view, view.cast("B") as room:
+            payload = found[0][: nbytes or len(room)]
+            room[: len(payload)] = payload
+        return len(payload), found[1]
+
+    def recv(self, bufsize: int, flags: int = 0, /) -> bytes:
+        return self.recvfrom(bufsize, flags)[0]
+
+    def recv_into(self, buffer: Any, nbytes: int = 0, flags: int = 0) -> int:
+        return self.recvfrom_into(buffer, nbytes, flags)[0]
+
+    def _first(self, flags: int) -> tuple[bytes, PeerAddress] | None:
+        """What has arrived already. Who asks may be waiting for the reply to what he has sent: that has to go first."""
+        if self.answers is not None and self.answers.waiting:
+            self.answers.flush()
+        if not self.arrived or flags:
+            return None
+        return self.arrived.popleft()
+
+    def close(self) -> None:
+        if self.answers is not None and self.fileno() >= 0:
+            self.answers.thread = 0
+            self.answers.flush()
+        super().close()
