@@ -177,7 +177,7 @@ def test_a_bind_error_keeps_its_class_and_number(folder: Path) -> None:
 
 @pytest.mark.parametrize(("size", "given", "taken"), [(None, 20_000, 20_000), (100, 20_000, 100), (100, 50, 50)])
 def test_a_datagram_is_taken_up_to_max_packet_size(size: int | None, given: int, taken: int) -> None:
-    values = {} if size is None else {"max_packet_size": size}
+    values = {} if size is None else {"max_packet_size": size, "deliver_truncated": True}
     server, client = portico.UDPServer(LOOPBACK, Back, **values), socket.socket(type=socket.SOCK_DGRAM)
     with server.background(), client:
         client.settimeout(10)

@@ -22,7 +22,7 @@ __all__ = ["DatagramQueue"]
 
 
 class DatagramQueue:
-    """The datagrams of one server on one loop, from their arrival to the end of their handlers. In the loop's thread."""
+    """The datagrams of one server on one loop, from arrival to the end of their handlers. In the loop's thread."""
 
     def __init__(self, server: Any, loop: AbstractEventLoop, requests: Requests) -> None:
         self._server = server

@@ -7,6 +7,7 @@ options there are `_datagram_options`'; what becomes of a request is the server'
 
 from __future__ import annotations
 
+import os
 import select
 import socket
 import sys
@@ -30,7 +31,7 @@ BATCH: Final = 64
 _Socket: Any = socket.SocketType
 _LONGEST: Final = 65507
 _WILDCARDS: Final = ("0.0.0.0", "::")
-_LINUX: Final = sys.platform == "linux" and sys.maxsize > 1 << 32  # whose structures `_mmsg` knows
+_LINUX: Final = (sys.platform, os.name) == ("linux", "posix") and sys.maxsize > 1 << 32  # `_mmsg` knows no others
 _PEEK: Final = int(socket.MSG_PEEK)
 _ANCILLARY: Final = socket.CMSG_SPACE(64) if hasattr(socket, "CMSG_SPACE") else 0
 # Milliseconds that answers wait for room in the kernel before the first is given up.
@@ -40,8 +41,14 @@ _MANY: Final = 1024
 
 
 def knows_peers(family: int) -> bool:
-    """Whether this system can say, and choose, by which of our addresses a datagram of this family goes."""
-    return _LINUX and int(family) in NAME_LENGTH
+    """Whether datagrams of this family can be received by the batch, with the address of ours that each was sent to."""
+    if not _LINUX or int(family) not in NAME_LENGTH:
+        return False
+    try:
+        from . import _mmsg  # noqa: F401  # not before there is a server
+    except (ImportError, AttributeError):  # a Python without ctypes, a C library without these calls
+        return False
+    return True
 
 
 def receive_one(sock: Any, buffer: bytearray, flags: int) -> tuple[bytes, Any, bool]:

@@ -306,7 +306,7 @@ class Managed:
         return _FOR_EVER if held else self._portico_connections.hold(self)
 
     def _portico_is_full(self) -> bool:
-        """Whether `max_datagrams` are in flight; then until a quarter has ended, so that not each one wakes the loop."""
+        """Whether `max_datagrams` are in flight; then until a quarter has ended: not each one is to wake the loop."""
         connections, most = self._portico_connections, self.max_datagrams
         connections.is_full = True  # before it is looked, see `Connections.hold`
         self._portico_full = self._portico_in_flight() > (most * 3 // 4 if self._portico_full else most - 1)

@@ -328,7 +328,7 @@ class OnLoop(Serving):
         )
 
         self._portico_queue = None
-        if self.socket_type == socket.SOCK_DGRAM:
+        if getattr(self, "socket_type", None) == socket.SOCK_DGRAM:
             self._portico_queue = DatagramQueue(self, engine.loop, self._portico_requests)
         if self._portico_timers is not None:  # a request may have been let in before, by `handle_request`
             self._portico_timers.look_soon()

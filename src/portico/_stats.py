@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from socket import SOCK_DGRAM
+
 from ._connections import BOUNDS
 from .events import EndReason
 from .reports import Stats
@@ -44,4 +46,13 @@ def stats(server: Any) -> Stats:
         bytes_out=counts["bytes_out"] + sum(traffic.sent for traffic in known),
         durations=tuple(zip(BOUNDS, counts["durations"], strict=True)),
         ended=ended,
+        kernel_drops=_kernel_drops(server),
     )
+
+
+def _kernel_drops(server: Any) -> int | None:
+    if getattr(server, "socket_type", None) != SOCK_DGRAM:
+        return None
+    from ._datagram_options import kernel_drops
+
+    return kernel_drops(server.socket)

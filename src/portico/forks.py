@@ -209,6 +209,9 @@ class ForkingMixIn(Serving):
             self._portico_connections.end(
                 connection, _REASONS.get(status, EndReason.FAILED if status >= 0 else EndReason.KILLED)
             )
+        elif not self._portico_has_streams:
+            self._portico_connections.datagrams_failed += status not in (0, _PEER_LEFT)
+            self._portico_connections.end_datagrams(self, 1)
 
     def _portico_wait_for_room(self) -> None:
         """Wait until a child may be started, where nobody asked `ready_to_accept` before taking the request.

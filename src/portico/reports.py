@@ -25,7 +25,10 @@ class Stats:
     failed: int
     """Those whose handler raised, or whose process was killed."""
     refused: dict[str, int]
-    """By reason; those refused for want of a thread or process, or by `verify_request`, have been accepted before."""
+    """By reason; those refused for want of a thread or process, or by `verify_request`, have been accepted before.
+
+    Datagrams that were dropped are here, too: "truncated", "queue_full" and others.
+    """
     would_refuse: dict[str, int]
     """The same with `limits_dry_run`: they were let in."""
     timed_out: dict[str, int]
@@ -37,6 +40,8 @@ class Stats:
     """A histogram of ended connections: pairs of the upper bound of a class, in seconds, and how many it has."""
     ended: dict[str, int]
     """By `EndReason`."""
+    kernel_drops: int | None = None
+    """Datagrams that the kernel has dropped, mostly since the socket's buffer was full; None if it does not say."""
 
 
 @dataclass(slots=True)

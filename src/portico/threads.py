@@ -268,7 +268,7 @@ class ThreadingMixIn(Serving):
 
     def _portico_pools_datagrams(self) -> bool:
         """Whether requests are datagrams: a thread for each would cost ten times what is done in it (measured)."""
-        return self.socket_type == socket.SOCK_DGRAM and not self.stdlib_compat
+        return getattr(self, "socket_type", None) == socket.SOCK_DGRAM and not self.stdlib_compat
 
     def _portico_in_flight(self) -> int:
         workers = self._portico_workers
