@@ -160,7 +160,7 @@ class Acceptor:
                 answer = None  # a request was taken: what became of it says nothing of the listener
         finally:
             if batches is not None:
-                batches.batch_over()
+                batches.batch_over(server)
         if answer is not True and answer is not None:
             self._judge(answer)
             answer = None  # its traceback holds this frame: together they would wait for the garbage collector

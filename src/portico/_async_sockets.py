@@ -212,18 +212,18 @@ class AsyncDatagramSocket(AsyncSocket):
         super().__init__(*arguments, **keywords)
         self.answers: Answers | None = None
 
-    async def sendto(self, data: Any, *flags_and_address: Any) -> int:  # type: ignore[override]
+    async def sendto(self, data: Any, address: Any, real_address: Any = None, /) -> int:  # type: ignore[override]
         answers = self.answers
-        if answers is None or not flags_and_address:
-            return await super().sendto(data, *flags_and_address)
-        if len(flags_and_address) == 1 and answers.keep(data, flags_and_address[0]):
+        if answers is None:
+            return await super().sendto(data, address, *(() if real_address is None else (real_address,)))
+        if real_address is None and answers.keep(data, address):
             return len(data)
+        flags, address = (0, address) if real_address is None else (address, real_address)
         if answers.waiting:
             await self._call(_WRITE, flush_answers)  # in order
-        route = answers.route(flags_and_address[-1])
+        route = answers.route(address)
         if route is None:
-            return await super().sendto(data, *flags_and_address)
-        flags = flags_and_address[0] if len(flags_and_address) > 1 else 0
+            return await super().sendto(data, flags, address)
         return int(await self._call(_WRITE, send_now, data, flags, route))
 
 

@@ -3,12 +3,12 @@
 One taker (a green thread, a task) handles one after the other for as long as no handler waits; the moment that one
 does, another taker goes on with the rest. So a handler that answers at once costs neither a thread nor a task of its
 own (measured: 5 us a datagram in a task each), and one that waits holds up nobody. What a taker is, is `green`'s and
-`aio`'s to say.
+`aio`'s to say. It goes on as long as it has not had to wait (`turn`), and as its context is as it was: each request is
+to find the context variables of whoever started the server, not those that another one has set.
 """
 
 from __future__ import annotations
 
-import contextvars
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from asyncio import AbstractEventLoop
     from collections.abc import Callable
 
+    from ._datagrams import Answers
     from ._on_loop import Requests
 
 __all__ = ["DatagramQueue"]
@@ -30,18 +31,26 @@ class DatagramQueue:
         self._requests = requests
         self._dealing = False
         self._takers = 1
-        self._ended = 0
+        self._told = 0
         self.waiting: deque[tuple[Any, Any]] = deque()
         self.turn = 0
         """Counts the times that takers were started: one who finds another number has waited meanwhile."""
-        self.in_flight = 0
-        self.run: Callable[[Any, Any, Any], Any] | None = None
-        """What takers do with each one in place of the server's hooks, where nobody overrides these."""
+        self.ended = 0
+        """How many handlers have ended; counted by takers."""
+        self._put = 0
+        self.answers: Answers | None = None
+        """Those that leave together, where that is possible."""
+        self.made: Any = None
+        """The handler class that takers call, in place of the server's hooks, where nobody overrides these."""
+        self.handle: Callable[[Any], Any] | None = None
+        """Its `handle`, where that is all that it has of its own (`handlers.does_no_more`)."""
 
     def put(self, request: Any, client_address: Any) -> None:
-        self.in_flight += 1
+        self._put += 1
         self.waiting.append((request, client_address))
-        self._deal_soon()
+        if not self._dealing:
+            self._begin()
+            self._loop.call_soon(self.deal)
 
     def take(self, sock: Any, answering: Any, refill: Callable[[], None]) -> bool | Exception:
         """Put in what has arrived, all of it, in the place of `_handle_request_noblock` for each."""
@@ -52,55 +61,63 @@ class DatagramQueue:
             except OSError as error:
                 return error
         self._server._portico_taken += len(arrived)
-        self.in_flight += len(arrived)
+        self._put += len(arrived)
         self.waiting.extend([((payload, answering), client_address) for payload, client_address in arrived])
         arrived.clear()
-        self._deal_soon()
         return True
 
-    def _deal_soon(self) -> None:
-        if not self._dealing:
-            self._dealing = True
-            self._requests.add(self)  # so that a server that closes waits for them
-            self._loop.call_soon(self._deal)
+    def batch_over(self) -> None:
+        """The loop has taken what there was: deal it out here and now, which saves a turn of the loop."""
+        if self.waiting and not self._dealing:
+            self._begin()
+            self.deal()
 
-    def _deal(self) -> None:
-        """See to it that what waits is taken; by twice as many as last time, if those have all had to wait."""
+    def _begin(self) -> None:
+        self._dealing, self._takers = True, 1
+        self._requests.add(self)  # so that a server that closes waits for them
+        if self.answers is not None:
+            self.answers.soon = None
+
+    def deal(self) -> None:
+        """See to it that what waits is taken; by twice as many as last time, if those have all had to wait.
+
+        Then the answers go that were given meanwhile.
+        """
         self.turn += 1
-        if self._ended:
-            self.report()
+        self.report()
+        answers = self.answers
+        if answers is not None and answers.waiting:
+            answers.flush()
         if not self.waiting:
-            self._dealing, self._takers = False, 1
+            self._dealing = False
             self._requests.discard(self)
+            if answers is not None:
+                answers.soon = self._loop.call_soon
             return
         takers = min(self._takers, len(self.waiting))
         self._takers = takers * 2
-        self._server._portico_start_takers(self, takers)
-        self._loop.call_soon(self._deal)  # after those that have just been started
+        if self._server._portico_start_takers(self, takers):
+            self.deal()
+        else:
+            self._loop.call_soon(self.deal)  # after those that have just been started
 
-    def ended(self, turn: int, context: contextvars.Context) -> bool:
-        """One of them has ended. Whether its taker may take another: it has not had to wait, its context is as it was.
-
-        Each request is to find the context variables of whoever started the server, not those that another one has set.
-        """
-        self.in_flight -= 1
-        self._ended += 1
-        if self.turn != turn:
-            self.report()
-            return False
-        return bool(self.waiting) and contextvars.copy_context() == context
+    @property
+    def in_flight(self) -> int:
+        """How many wait or are being handled."""
+        return self._put - self.ended
 
     def report(self) -> None:
-        """Have those counted that have ended; here, and not for each, as it takes a lock."""
-        ended, self._ended = self._ended, 0
-        self._server._portico_connections.end_datagrams(self._server, ended)
+        """Have those counted that have ended: here, and not for each, as it takes a lock."""
+        count, self._told = self.ended - self._told, self.ended
+        if count:
+            self._server._portico_connections.end_datagrams(self._server, count)
 
     def drop(self) -> None:
         """Forget those that wait for a taker: their server closes, and has no more time."""
         connections = self._server._portico_connections
         for _, client_address in self.waiting:
             connections.refuse(self._server, "queue_full", client_address)
-        self.in_flight -= len(self.waiting)
+        self._put -= len(self.waiting)
         self.waiting.clear()
 
     # -- as one of the server's requests, that is to be ended

@@ -293,18 +293,18 @@ class GreenDatagramSocket(GreenSocket):
         super().__init__(*arguments, **keywords)
         self.answers: Answers | None = None
 
-    def sendto(self, data: Any, *flags_and_address: Any) -> int:
+    def sendto(self, data: Any, address: Any, real_address: Any = None, /) -> int:
         answers = self.answers
-        if answers is None or not flags_and_address:
-            return super().sendto(data, *flags_and_address)
-        if len(flags_and_address) == 1 and answers.keep(data, flags_and_address[0]):
+        if answers is None:
+            return super().sendto(data, address, *(() if real_address is None else (real_address,)))
+        if real_address is None and answers.keep(data, address):
             return len(data)
-        flags = flags_and_address[0] if len(flags_and_address) > 1 else 0
+        flags, address = (0, address) if real_address is None else (address, real_address)
         if answers.waiting and get_ident() == answers.thread:
             self._call(WRITE, flush_answers)  # in order
-        route = answers.route(flags_and_address[-1])
+        route = answers.route(address)
         if route is None:
-            return super().sendto(data, *flags_and_address)
+            return super().sendto(data, flags, address)
         return int(self._call(WRITE, send_now, data, flags, route, flags=flags))
 
 

@@ -192,13 +192,13 @@ class OnLoop(Serving):
         """Start one request, add it to `_requests`, and return what waits for its end."""
         raise NotImplementedError
 
-    def _portico_start_takers(self, queue: DatagramQueue, takers: int) -> None:
-        """Start so many that take datagrams from the queue, each as long as `queue.ended` says so."""
+    def _portico_start_takers(self, queue: DatagramQueue, takers: int) -> bool:
+        """Start so many that take datagrams from the queue, each as long as `queue.goes_on`; whether they have run."""
         raise NotImplementedError
 
     @staticmethod
-    def _portico_runner(made: Any) -> Callable[[Any, Any, Any], Any]:
-        """What comes to the same as a call of the handler class, with fewer steps."""
+    def _portico_handle_of(made: Any) -> Callable[[Any], Any] | None:
+        """The `handle` of a handler class that has nothing else of its own."""
         raise NotImplementedError
 
     def _portico_cancel(self, request: Any) -> None:
@@ -264,10 +264,10 @@ class OnLoop(Serving):
         if queue is None or engine is None or reception is None:
             return super()._portico_taker()
         if not (reception.short and self._portico_bounded):
-            queue.run = None
+            queue.made = queue.handle = None
             return super()._portico_taker()
         sock, answering = reception.batched, self._portico_answering
-        queue.run = self._portico_runner(self.RequestHandlerClass)
+        queue.made, queue.handle = self.RequestHandlerClass, self._portico_handle_of(self.RequestHandlerClass)
         answering = answering if answering is not None else self._portico_answer_through(engine, sock)
         return partial(queue.take, sock, answering, partial(reception.refill, self, sock))
 
@@ -287,6 +287,8 @@ class OnLoop(Serving):
             answering.answers = answers = Answers(  # type: ignore[attr-defined]
                 answering, peers, sock.answers.unsent, joined=sock.answers.joined
             )
+            if self._portico_queue is not None:
+                self._portico_queue.answers = answers
             answers.thread, answers.soon = threading.get_ident(), engine.loop.call_soon
             engine.closing.callback(answers.flush)
         engine.closing.callback(set_blocking_again, sock)  # the mode is the file's, which both share

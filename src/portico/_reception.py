@@ -107,8 +107,11 @@ class Reception:
             raise BlockingIOError
         self._arm(len(sock.arrived))
 
-    def batch_over(self) -> None:
+    def batch_over(self, server: Any) -> None:
         """The loop looks up: answers that wait are sent."""
+        if server._portico_queue is not None:
+            server._portico_queue.batch_over()
+            return
         answers: Any = self.batched.answers  # type: ignore[union-attr]
         if answers.thread:
             answers.flush()

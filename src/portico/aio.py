@@ -46,6 +46,9 @@ __all__ = [
 ]
 
 
+_NEW: Any = object.__new__
+
+
 class AsyncBaseRequestHandler(Generic[ServerT, RequestT]):
     """Base of all handlers of async servers. To override: `handle`, and where needed `setup` and `finish`.
 
@@ -197,30 +200,38 @@ class AsyncMixIn(OnLoop):
             connection.runner = task
         return task
 
-    def _portico_start_takers(self, queue: DatagramQueue, takers: int) -> None:
+    def _portico_start_takers(self, queue: DatagramQueue, takers: int) -> bool:
         requests = self._portico_requests
         for _ in range(takers):
             context = request_context(self)
             task = asyncio.get_running_loop().create_task(self._portico_take(queue, context.copy()), context=context)
             requests.add(task)
             task.add_done_callback(partial(_ended, requests))
+        return False
 
     async def _portico_take(self, queue: DatagramQueue, context: contextvars.Context) -> None:
         """What a task runs that takes datagrams."""
-        turn, run, goes_on = queue.turn, queue.run, bool(queue.waiting)
-        while goes_on:
-            request, client_address = queue.waiting.popleft()
-            try:
-                if run is None:
-                    await self.process_request_task(request, client_address)
-                else:
-                    await run(request, client_address, self)
-            except SystemExit:  # only of `run`: the other sees to it
-                pass
-            except Exception:
-                self._portico_tell_of_failure(request, client_address)
-            finally:
-                goes_on = queue.ended(turn, context)
+        turn, made, handle, waiting = queue.turn, queue.made, queue.handle, queue.waiting
+        try:
+            while waiting and queue.turn == turn and contextvars.copy_context() == context:
+                request, client_address = waiting.popleft()
+                try:
+                    if handle is not None:
+                        handler = _NEW(made)
+                        handler.request, handler.client_address, handler.server = request, client_address, self
+                        await handle(handler)
+                    elif made is not None:
+                        await made(request, client_address, self)
+                    else:
+                        await self.process_request_task(request, client_address)
+                except SystemExit:  # not of the last one, which sees to it
+                    pass
+                except Exception:
+                    self._portico_tell_of_failure(request, client_address)
+                finally:
+                    queue.ended += 1
+        finally:
+            queue.report()
 
     def _portico_tell_of_failure(self, request: Any, client_address: Any) -> None:
         try:
@@ -229,18 +240,9 @@ class AsyncMixIn(OnLoop):
             logs.emit(self, HookFailed("handle_error", error))
 
     @staticmethod
-    def _portico_runner(made: Any) -> Callable[[Any, Any, Any], Any]:
-        if not does_no_more(made, AsyncBaseRequestHandler) or made.__await__ is not AsyncBaseRequestHandler.__await__:
-            return made  # type: ignore[no-any-return]
-        new: Any = object.__new__
-        handle = made.handle
-
-        def run(request: Any, client_address: Any, server: Any) -> Any:
-            handler = new(made)
-            handler.request, handler.client_address, handler.server = request, client_address, server
-            return handle(handler)
-
-        return run
+    def _portico_handle_of(made: Any) -> Callable[[Any], Any] | None:
+        base = AsyncBaseRequestHandler
+        return made.handle if does_no_more(made, base) and made.__await__ is base.__await__ else None
 
     def _portico_start_goodbye(self, connection: Connection) -> None:
         run = self._portico_goodbye(connection)

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from ._datagram_queue import DatagramQueue
     from ._engine import AsyncioLoop
 
+_NEW: Any = object.__new__
+
 __all__ = ["GreenMixIn", "GreenSocket", "GreenThread", "connect", "in_thread", "sleep", "spawn", "timeout", "wait_for"]
 
 
@@ -78,29 +80,36 @@ class GreenMixIn(OnLoop):
         thread.start()
         return thread
 
-    def _portico_start_takers(self, queue: DatagramQueue, takers: int) -> None:
-        hub = self._portico_requests_hub
-        for _ in range(takers if hub is not None else 0):
-            if not queue.waiting:
-                return
-            context = request_context(self)
-            thread = hub.request(self._portico_requests, context, (self._portico_take, queue, context.copy()))  # type: ignore[union-attr]
-            thread.start()
+    def _portico_start_takers(self, queue: DatagramQueue, takers: int) -> bool:
+        hub: Any = self._portico_requests_hub
+        for _ in range(takers):
+            if queue.waiting:
+                context = request_context(self)
+                job = self._portico_take, queue, context.copy()
+                hub.request(self._portico_requests, context, job).start()
+        return True
 
     def _portico_take(self, queue: DatagramQueue, context: contextvars.Context) -> None:
         """What a green thread runs that takes datagrams."""
-        turn, run, goes_on = queue.turn, queue.run, True
-        while goes_on:
-            request, client_address = queue.waiting.popleft()
-            try:
-                if run is None:
-                    self.process_request_thread(request, client_address)
-                else:
-                    run(request, client_address, self)
-            except (Exception, asyncio.CancelledError):  # only of `run`: the other sees to it
-                self._portico_tell_of_failure(request, client_address)
-            finally:
-                goes_on = queue.ended(turn, context)
+        turn, made, handle, waiting = queue.turn, queue.made, queue.handle, queue.waiting
+        try:
+            while waiting and queue.turn == turn and contextvars.copy_context() == context:
+                request, client_address = waiting.popleft()
+                try:
+                    if handle is not None:
+                        handler = _NEW(made)
+                        handler.request, handler.client_address, handler.server = request, client_address, self
+                        handle(handler)
+                    elif made is not None:
+                        made(request, client_address, self)
+                    else:
+                        self.process_request_thread(request, client_address)
+                except (Exception, asyncio.CancelledError):  # not of the last one, which sees to it
+                    self._portico_tell_of_failure(request, client_address)
+                finally:
+                    queue.ended += 1
+        finally:
+            queue.report()
 
     def _portico_tell_of_failure(self, request: Any, client_address: Any) -> None:
         try:
@@ -109,18 +118,8 @@ class GreenMixIn(OnLoop):
             logs.emit(self, HookFailed("handle_error", error))
 
     @staticmethod
-    def _portico_runner(made: Any) -> Callable[[Any, Any, Any], Any]:
-        if not does_no_more(made, BaseRequestHandler):
-            return made  # type: ignore[no-any-return]
-        new: Any = object.__new__
-        handle = made.handle
-
-        def run(request: Any, client_address: Any, server: Any) -> None:
-            handler = new(made)
-            handler.request, handler.client_address, handler.server = request, client_address, server
-            handle(handler)
-
-        return run
+    def _portico_handle_of(made: Any) -> Callable[[Any], Any] | None:
+        return made.handle if does_no_more(made, BaseRequestHandler) else None
 
     def _portico_start_goodbye(self, connection: Connection) -> None:
         hub = self._portico_requests_hub
