@@ -9,7 +9,7 @@ import sys
 import portico
 
 try:
-    from dnslib import EDNS0, QTYPE, RCODE, RR, DNSError, DNSRecord
+    from dnslib import EDNS0, QTYPE, RCODE, RR, DNSError, DNSRecord  # type: ignore[import-untyped]
 except ImportError:
     sys.exit("examples.dns needs dnslib: pip install dnslib")
 
