@@ -146,7 +146,7 @@ class Acceptor:
         try:
             for _ in range(self._batch):
                 # Before the first, too: since the last turn another thread may have changed a limit, or suspended.
-                if server._portico_limited and server._portico_hold() is not None:
+                if (server._portico_limited or server._portico_bounded) and server._portico_hold() is not None:
                     break
                 taken = server._portico_taken
                 answer = take()

@@ -184,7 +184,9 @@ class BaseServer(Serving, Generic[RequestT]):
         deadline = self._portico_system.monotonic() + min(waits) if waits else None
         with selector_class()() as selector:
             selector.register(self, selectors.EVENT_READ)
-            while not selector.select(None if deadline is None else deadline - self._portico_system.monotonic()):
+            while not self._portico_left_over and not selector.select(
+                None if deadline is None else deadline - self._portico_system.monotonic()
+            ):
                 if deadline is not None and self._portico_system.monotonic() >= deadline:
                     return self.handle_timeout()
         if self._portico_loop is None:

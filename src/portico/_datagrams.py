@@ -55,10 +55,12 @@ def receive_one(sock: Any, buffer: bytearray, flags: int) -> tuple[bytes, Any, b
     """One datagram from any socket: payload, sender, and whether there was more of it than fits the buffer."""
     if not hasattr(sock, "recvmsg_into"):  # Windows, which raises an error instead
         return (*sock.recvfrom(len(buffer), flags), False)
-    count, ancillary, told, address = sock.recvmsg_into([buffer], _ANCILLARY, flags)
+    peers = sock.peers if isinstance(sock, DatagramSocket) else None
+    # No room for what is not asked for: a Unix peer could fill our table of descriptors with his (SCM_RIGHTS).
+    count, ancillary, told, address = sock.recvmsg_into([buffer], 0 if peers is None else _ANCILLARY, flags)
     payload = bytes(memoryview(buffer)[:count])
-    if isinstance(sock, DatagramSocket) and sock.peers is not None:
-        address = sock.peers.of(address, ancillary)
+    if peers is not None:
+        address = peers.of(address, ancillary)
     return payload, address, bool(told & socket.MSG_TRUNC)
 
 
@@ -204,12 +206,12 @@ class DatagramSocket(ServerSocket):
         self._incoming = Incoming(self.peers, min(shape.size, 1 << 16), joined=shape.joins_incoming)
         self.answers = Answers(self, self.peers, unsent, joined=shape.joins_outgoing and _can_segment(self))
 
-    def receive(self, most: int) -> list[tuple[bytes, PeerAddress, int]]:
-        """Have what waits arrive, at most so many. Returns what did not fit: payload, sender, and its whole length.
+    def receive(self, most: int) -> list[tuple[bytes, PeerAddress, int, int]]:
+        """Have what waits arrive, at most so many. Returns what did not fit: as `_mmsg.Incoming` does.
 
         Raises `BlockingIOError` if nothing waits, `OSError` for what the kernel has to tell of an earlier answer.
         """
-        found: list[tuple[bytes, PeerAddress, int]] = self._incoming.receive(self.fileno(), most, self.arrived)
+        found: list[tuple[bytes, PeerAddress, int, int]] = self._incoming.receive(self.fileno(), most, self.arrived)
         return found
 
     # -- for handlers
@@ -256,9 +258,14 @@ class DatagramSocket(ServerSocket):
         """What has arrived already. Who asks may be waiting for the reply to what he has sent: that has to go first."""
         if self.answers is not None and self.answers.waiting:
             self.answers.flush()
-        if not self.arrived or flags:
+        return None if flags else self.first()
+
+    def first(self) -> tuple[bytes, PeerAddress] | None:
+        """The first that has arrived and not been taken, if there is one. Others may take some at the same time."""
+        try:
+            return self.arrived.popleft()
+        except IndexError:
             return None
-        return self.arrived.popleft()
 
     def close(self) -> None:
         if self.answers is not None and self.fileno() >= 0:

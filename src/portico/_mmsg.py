@@ -123,7 +123,8 @@ class Incoming:
         self._slots = [(n * each, n * stride, n * stride + stride) for n in range(BATCH)]
 
     def receive(self, descriptor: int, most: int, arrived: deque[tuple[bytes, PeerAddress]]) -> list[Any]:
-        """Hand all that waits, at most so many, to `arrived`. Returns those that did not fit: payload, sender, length.
+        """Hand all that waits, at most so many, to `arrived`. Returns those that did not fit: payload, sender, length,
+        and which place among those that did they would have had.
 
         Raises `BlockingIOError` if there is nothing, `OSError` for what the kernel has to tell (ECONNREFUSED ...).
         """
@@ -156,7 +157,7 @@ class Incoming:
             sender = self._sender(self._names[name:end])
             payload = self._data[start : start + min(length, self._size)]
             if length > self._size:
-                truncated.append((payload, sender, length))
+                truncated.append((payload, sender, length, len(arrived)))
             else:
                 arrived.append((payload, sender))
         return truncated
@@ -180,7 +181,7 @@ class Incoming:
             for place in range(start, start + max(length, 1), max(step, 1)):
                 payload = self._data[place : min(place + step, start + length)]
                 if len(payload) > self._size:
-                    truncated.append((payload[: self._size], sender, len(payload)))
+                    truncated.append((payload[: self._size], sender, len(payload), len(arrived)))
                 else:
                     arrived.append((payload, sender))
         return truncated
@@ -218,6 +219,8 @@ class Outgoing:
             self._lengths[:count] = array("Q", lengths)
             self._bases[:count] = array("Q", accumulate(lengths[:-1], initial=self._base))
         if self.joined and 0 < lengths[0] <= _LONGEST_SEGMENT and lengths.count(lengths[0]) == count:
+            count = min(count, LONGEST // lengths[0])  # else a run of them would be longer than a datagram may be
+            routes = routes[:count]
             runs = [(route, len(list(run))) for route, run in groupby(routes)]
             if len(runs) * 2 <= count:
                 return self._send_joined(descriptor, runs, lengths[0])

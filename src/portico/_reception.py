@@ -97,10 +97,11 @@ class Reception:
         truncated = sock.receive(room)
         count = len(sock.arrived) + len(truncated)
         # Fewer than there was room for are all that there are: asking again would be a call for nothing.
-        self._budget = self._budget - count if count >= room else 0
-        for payload, sender, length in truncated:
+        # Joined ones (udp_gro) may be more than there was room for.
+        self._budget = max(0, self._budget - count) if count >= room else 0
+        for inserted, (payload, sender, length, place) in enumerate(truncated):
             if server.deliver_truncated:
-                sock.arrived.append((payload, sender))
+                sock.arrived.insert(place + inserted, (payload, sender))
             else:
                 self._tell_truncated(server, payload, sender, length)
         if not sock.arrived:
@@ -138,8 +139,9 @@ class Reception:
             return payload, unmapped(sender) if server.unmap_ipv4 else sender
         if isinstance(sock, DatagramSocket) and _knows_senders(sock):
             self.make_ready(server, sock)
-            if sock.arrived:
-                return sock.arrived.popleft()
+            first = sock.first()
+            if first is not None:
+                return first
         size = server.max_packet_size
         buffer, self._buffer = self._buffer, None  # nobody else's meanwhile: there may be several `handle_request`
         if buffer is None or len(buffer) != size:
@@ -187,20 +189,22 @@ def take(server: Any) -> bool | Exception:
     flags = vars(server)
     made = server.RequestHandlerClass
     handle = made.handle if does_no_more(made, BaseRequestHandler) else None
-    while arrived:
-        payload, client_address = arrived.popleft()
-        try:
-            if handle is None:
-                made((payload, sock), client_address, server)
-            else:  # what it comes to, without the methods that do nothing
-                handler = _NEW(made)
-                handler.request, handler.client_address, handler.server = (payload, sock), client_address, server
-                handle(handler)
-        except Exception:
-            request_failed(server, (payload, sock), client_address)
-        if flags[STOP_FLAG]:
-            server._portico_taken -= len(arrived)  # they are taken the next time
-            break
+    try:
+        while arrived:
+            payload, client_address = arrived.popleft()
+            try:
+                if handle is None:
+                    made((payload, sock), client_address, server)
+                else:  # what it comes to, without the methods that do nothing
+                    handler = _NEW(made)
+                    handler.request, handler.client_address, handler.server = (payload, sock), client_address, server
+                    handle(handler)
+            except Exception:
+                request_failed(server, (payload, sock), client_address)
+            if flags[STOP_FLAG]:
+                break
+    finally:
+        server._portico_taken -= len(arrived)  # they are taken the next time
     return True
 
 
@@ -219,6 +223,9 @@ def _unsent(server: Any) -> Callable[..., None]:
         try:
             raise error
         except OSError:
-            request_failed(found, (payload, found.socket), address)
+            try:
+                request_failed(found, (payload, found.socket), address)
+            except Exception as failure:  # here there is no request any more whose failure it could be
+                logs.emit(found, HookFailed("handle_error", failure))
 
     return unsent

@@ -136,10 +136,11 @@ class UDPServer(BaseServer[Datagram]):
         sock: Any = self.socket
         reception = self._portico_reception
         if sock is reception.batched and sock is not None:
-            arrived = sock.arrived
-            if not arrived:
+            first = sock.first()
+            while first is None:
                 reception.refill(self, sock)
-            payload, client_address = arrived.popleft()
+                first = sock.first()
+            payload, client_address = first
         else:
             payload, client_address = reception.receive_one(self, sock, self._portico_receive_flags)
         return (payload, sock), client_address
@@ -162,7 +163,8 @@ class UDPServer(BaseServer[Datagram]):
     @property
     def _portico_left_over(self) -> bool:
         """Whether something has been received, and not been taken."""
-        return self._portico_reception.batched is not None and bool(self._portico_reception.batched.arrived)
+        batched = self._portico_reception.batched
+        return batched is not None and batched is self.socket and bool(batched.arrived)
 
     def _portico_wait_to_take(self, wait: bool) -> None:
         # By flag and not by the socket's mode: handlers send through the same socket, and may wait for room.
