@@ -7,6 +7,7 @@ options there are `_datagram_options`'; what becomes of a request is the server'
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import socket
@@ -34,6 +35,8 @@ _WILDCARDS: Final = ("0.0.0.0", "::")
 _LINUX: Final = (sys.platform, os.name) == ("linux", "posix") and sys.maxsize > 1 << 32  # `_mmsg` knows no others
 _PEEK: Final = int(socket.MSG_PEEK)
 _ANCILLARY: Final = socket.CMSG_SPACE(64) if hasattr(socket, "CMSG_SPACE") else 0
+# What a device says that cannot cut up what it is given for several (udp(7)).
+_CANNOT_CUT: Final = (errno.EIO, errno.EINVAL, errno.EOPNOTSUPP)
 # Milliseconds that answers wait for room in the kernel before the first is given up.
 _PATIENCE: Final = 10_000
 # Answers that may wait on a loop for room, before who has more waits himself.
@@ -139,9 +142,10 @@ class Answers:
                 except InterruptedError:
                     sent = 0
                 except OSError as error:
-                    # A device that cannot cut up, or a path that takes less: then one by one from here on.
-                    sent = 0 if self._outgoing.joined else self._give_up(error)
-                    self._outgoing.joined = False
+                    if self._outgoing.joined and error.errno in _CANNOT_CUT:
+                        self._outgoing.joined = False  # nor will it the next time
+                        continue
+                    sent = self._give_up(error)
                 del waiting[:sent]
 
     def _give_up(self, error: OSError) -> int:
@@ -234,6 +238,11 @@ class DatagramSocket(ServerSocket):
             answers.flush()  # in order
         known = answers.route(address)
         return super().sendto(data, flags, address) if known is None else send_now(self, data, flags, known)
+
+    def sendmsg(self, *arguments: Any) -> int:
+        if self.answers is not None and self.answers.waiting and get_ident() == self.answers.thread:
+            self.answers.flush()  # in order
+        return super().sendmsg(*arguments)
 
     def recvfrom(self, bufsize: int, flags: int = 0, /) -> tuple[bytes, Any]:
         found = self._first(flags)

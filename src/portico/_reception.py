@@ -70,6 +70,11 @@ class Reception:
             self.batched, server._portico_batches = sock, self
         self.choose(server)
 
+    def end(self, server: Any) -> None:
+        """It has ended. What has arrived stays, for the next one, or for `handle_request`."""
+        self.batched = server._portico_batches = None
+        self.short = False
+
     def choose(self, server: Any) -> None:
         """Whether the hooks between `get_request` and the handler need be called: not if they are all ours."""
         hooks = [name for name in _HOOKS if hasattr(server, name)]

@@ -312,7 +312,11 @@ class ForkingMixIn(Serving):
                     self._portico_hear_of_goodbye(connection)
                 else:
                     request.connection = None  # whose end is the parent's to tell
-            stays = request[-1] if type(request) is tuple else request
+            stays = request
+            if type(request) is tuple:
+                stays = request[-1]
+                if hasattr(stays, "arrived"):
+                    stays.arrived.clear()  # the other ones are the parent's
             compat = getattr(self, "stdlib_compat", False)
             loop: Loop | None = getattr(self, "_portico_loop", None)
             for server in (self,) if loop is None else loop.servers:

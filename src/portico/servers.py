@@ -175,6 +175,11 @@ class UDPServer(BaseServer[Datagram]):
         super()._portico_serving_begins(loop)
         self._portico_reception.begin(self, self.socket)
 
+    def _portico_serving_ended(self, loop: Any) -> None:
+        if self._portico_loop is loop:
+            self._portico_reception.end(self)
+        super()._portico_serving_ended(loop)
+
     def _portico_taker(self) -> Callable[[], bool | Exception | None]:
         if not (self._portico_reception.short and self._portico_runs_inline):
             return self._handle_request_noblock
