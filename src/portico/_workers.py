@@ -30,9 +30,9 @@ class Workers:
     A worker that nobody needs for `thread_idle_timeout` seconds, or that has done its share, ends.
     """
 
-    def __init__(self, server: Any, run: Callable[[Callable[[], None]], None], most: int | None = None) -> None:
+    def __init__(self, server: Any, run: Callable[[Callable[[], None]], None]) -> None:
         self._server = server
-        self._most = most
+        self.most: int | None = None
         """Beyond so many workers jobs wait for one that is done."""
         self.waiting = 0
         """Jobs that no worker has been counted on for."""
@@ -43,6 +43,8 @@ class Workers:
         self._idle = 0
         self.over = False
         self.threads: set[threading.Thread] = set()
+        self._leaving = 0
+        """How many of them take no more jobs."""
         self._working: set[threading.Thread] = set()
         self._ending: deque[threading.Thread] = deque()
 
@@ -60,24 +62,30 @@ class Workers:
         with self._lock:
             waits = self._idle > 0
             self._idle -= waits
-            if not waits and self._most is not None and len(self.threads) >= self._most:
+            if not waits and self.most is not None and len(self.threads) >= self.most:
                 self.waiting += 1
                 waits = True
         if waits:
             self._jobs.put(job)
             return
+        self._start(job)
+
+    def _start(self, job: Job) -> None:
         first = [job]  # to be taken out: a thread keeps what it was started with
-        while self._ending and not self._ending[0].is_alive():
-            self._ending.popleft()
+        with self._lock:
+            while self._ending and not self._ending[0].is_alive():
+                self._ending.popleft()
         thread = threading.Thread(
             target=self._run, args=(lambda: self._work(first),), daemon=self._server.daemon_threads
         )
         thread.name = thread.name.replace("_portico_run_worker", "process_request_thread")
         self.threads.add(thread)
+        self._working.add(thread)  # here, so that a drain never finds nobody between one that ends and its successor
         try:
             thread.start()
         except BaseException:
             self.threads.discard(thread)
+            self._working.discard(thread)
             raise
 
     def _work(self, first: list[Job]) -> None:
@@ -85,7 +93,6 @@ class Workers:
         share = self._server.requests_per_thread
         left = None if share is None else max(1, round(share * uniform(1 - _JITTER, 1)))
         me = threading.current_thread()
-        self._working.add(me)
         try:
             while job is not None:
                 job()
@@ -96,11 +103,27 @@ class Workers:
                         return
                 job = self._next(me)
         finally:
+            self._hand_on()
             self._working.discard(me)
+
+    def _hand_on(self) -> None:
+        """A worker ends. Others do not know of what waits for it: a new one has to do that."""
+        with self._lock:
+            self._leaving += 1
+            if not self.waiting or self.over or len(self.threads) - self._leaving >= (self.most or 0):
+                return
+            self.waiting -= 1
+        job = self._jobs.get()
+        try:
+            self._start(job)
+        except RuntimeError:  # no thread to be had: it waits for the next one that is done
+            with self._lock:
+                self.waiting += 1
+            self._jobs.put(job)
 
     def _next(self, me: threading.Thread) -> Job | None:
         with self._lock:
-            if self.over:
+            if self.over or (self.most is not None and len(self.threads) - self._leaving > self.most):
                 return None
             if self.waiting:
                 self.waiting -= 1
@@ -124,8 +147,10 @@ class Workers:
 
     def ended(self) -> None:
         """Called by a worker, as the last thing it does."""
-        self._ending.append(threading.current_thread())
-        self.threads.discard(threading.current_thread())
+        with self._lock:
+            self._leaving -= 1
+            self._ending.append(threading.current_thread())
+            self.threads.discard(threading.current_thread())
 
     def close(self, *, wait: bool) -> None:
         """Let those go that wait for a request, and `wait` until they have. Not for one that a request holds."""

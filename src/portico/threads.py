@@ -234,8 +234,9 @@ class ThreadingMixIn(Serving):
         if self._portico_workers is None or self._portico_workers.over:
             from ._workers import Workers  # only where they are asked for
 
-            most = (self.max_threads or _DATAGRAM_THREADS) if self._portico_pools_datagrams() else None
-            self._portico_workers = Workers(self, self._portico_run_worker, most)
+            self._portico_workers = Workers(self, self._portico_run_worker)
+        if self._portico_pools_datagrams():
+            self._portico_workers.most = self.max_threads or _DATAGRAM_THREADS
         context = request_context(self)
 
         def job() -> None:
