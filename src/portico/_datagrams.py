@@ -15,7 +15,7 @@ import sys
 import threading
 from collections import deque, namedtuple
 from threading import get_ident
-from weakref import ref
+from weakref import WeakSet, ref
 
 from ._peers import NAME_LENGTH, PeerAddress, Peers, Route
 from ._sockets import ServerSocket
@@ -41,6 +41,8 @@ _CANNOT_CUT: Final = (errno.EIO, errno.EINVAL, errno.EOPNOTSUPP)
 _PATIENCE: Final = 10_000
 # Answers that may wait on a loop for room, before who has more waits himself.
 _MANY: Final = 1024
+# What a forked child must not send once more. Of the process, as a fork is.
+_live: Final[WeakSet[Answers]] = WeakSet()
 
 
 def knows_peers(family: int) -> bool:
@@ -88,7 +90,9 @@ class Answers:
     `unsent` is called with what could not be sent: the error, the payload and the address.
     """
 
-    __slots__ = ("_lock", "_outgoing", "_peers", "_sock", "joined", "soon", "thread", "unsent", "waiting")
+    __slots__ = (
+        "__weakref__", "_lock", "_outgoing", "_peers", "_sock", "joined", "soon", "thread", "unsent", "waiting"
+    )  # fmt: skip
 
     def __init__(self, sock: Any, peers: Peers, unsent: Callable[..., None], *, joined: bool) -> None:
         from ._mmsg import Outgoing  # not before there is a server
@@ -102,6 +106,7 @@ class Answers:
         self.waiting: list[tuple[bytes, Route]] = []
         self.thread = 0
         """The thread whose answers are kept for a moment; 0 for none."""
+        _live.add(self)
         self.soon: Callable[[Callable[[], object]], object] | None = None
         """Has `flush` called when the handlers that can run now have had their turn; None where others see to it."""
 
@@ -148,6 +153,10 @@ class Answers:
                     sent = self._give_up(error)
                 del waiting[:sent]
 
+    def forget(self) -> None:
+        """In a forked child: what waits is the parent's to send. What is sent here goes at once."""
+        self.waiting, self.thread, self._lock = [], 0, threading.RLock()
+
     def _give_up(self, error: OSError) -> int:
         """Try the first one by itself, which may find another way; then it is told of."""
         data, route = self.waiting[0]
@@ -163,6 +172,15 @@ def _has_room(sock: Any) -> bool:
     waiting = select.poll()
     waiting.register(sock.fileno(), select.POLLOUT)
     return bool(waiting.poll(_PATIENCE))
+
+
+def _forget_the_parents() -> None:
+    for answers in list(_live):
+        answers.forget()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_the_parents)
 
 
 def flush_answers(sock: Any) -> None:
@@ -234,15 +252,23 @@ class DatagramSocket(ServerSocket):
                 waiting.append((data, route))
                 return size
         flags, address = (0, address) if real_address is None else (address, real_address)
-        if answers.waiting and get_ident() == answers.thread:
-            answers.flush()  # in order
+        self._let_go()  # in order
         known = answers.route(address)
         return super().sendto(data, flags, address) if known is None else send_now(self, data, flags, known)
 
     def sendmsg(self, *arguments: Any) -> int:
-        if self.answers is not None and self.answers.waiting and get_ident() == self.answers.thread:
-            self.answers.flush()  # in order
+        self._let_go()  # in order
         return super().sendmsg(*arguments)
+
+    def setsockopt(self, *arguments: Any) -> None:
+        self._let_go()  # what was sent before an option was set must not be changed by it
+        super().setsockopt(*arguments)
+
+    def _let_go(self) -> None:
+        """What waits to be sent by this thread goes now."""
+        answers = self.answers
+        if answers is not None and answers.waiting and get_ident() == answers.thread:
+            answers.flush()
 
     def recvfrom(self, bufsize: int, flags: int = 0, /) -> tuple[bytes, Any]:
         found = self._first(flags)
@@ -272,9 +298,12 @@ class DatagramSocket(ServerSocket):
     def first(self) -> tuple[bytes, PeerAddress] | None:
         """The first that has arrived and not been taken, if there is one. Others may take some at the same time."""
         try:
-            return self.arrived.popleft()
+            found = self.arrived.popleft()
         except IndexError:
             return None
+        if self.peers is not None:
+            self.peers.heard(found[1])
+        return found
 
     def close(self) -> None:
         if self.answers is not None and self.fileno() >= 0:

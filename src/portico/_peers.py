@@ -93,6 +93,8 @@ class Peers:
         self.known: dict[bytes | int, PeerAddress] = {}
         """By what the kernel says: the address, then the control message; or the first word of the address alone."""
         self._by_name: dict[tuple[Any, ...], PeerAddress] = {}
+        self.last: dict[tuple[Any, ...], PeerAddress] | None = None
+        """To be kept up to date with each datagram, if one peer asks several of our addresses: who was heard last."""
 
     def learn(self, key: bytes, short: int | None = None) -> PeerAddress:
         """The sender that is not known yet."""
@@ -106,6 +108,8 @@ class Peers:
         route.address, route.local = found, self._bound
         if self.control_length:
             route.control, route.local, route.interface = self._destination(key[self.name_length :])
+        if found in self._by_name:
+            self.last = self._by_name
         self.known[key if short is None else short] = self._by_name[found] = found
         return found
 
@@ -121,6 +125,11 @@ class Peers:
     def named(self, address: tuple[Any, ...]) -> PeerAddress | None:
         """The sender of that address who was heard last, for a handler that has put the address together itself."""
         return self._by_name.get(address)
+
+    def heard(self, sender: PeerAddress) -> None:
+        """A datagram of this one is handled now."""
+        if self.last is not None:
+            self.last[sender] = sender
 
     def ancillary(self, route: Route, *, any_interface: bool = False) -> list[tuple[int, int, bytes]]:
         """What `sendmsg` needs to send from the address that was asked; by the same interface, or as the routes say."""

@@ -13,6 +13,7 @@ from weakref import ref
 
 from . import _sockets, logs
 from ._addresses import unmapped
+from ._datagram_options import tell_destination
 from ._datagrams import BATCH, DatagramSocket, Shape, knows_peers, receive_one
 from ._serving import request_failed
 from .handlers import BaseRequestHandler, does_no_more
@@ -75,6 +76,10 @@ class Reception:
         self.batched = server._portico_batches = None
         self.short = False
 
+    def may_take(self, server: Any) -> bool:
+        """Whether all may be taken at once, without the hooks between: none is overridden, or has been set just now."""
+        return self.short and vars(server).keys().isdisjoint(_HOOKS)
+
     def choose(self, server: Any) -> None:
         """Whether the hooks between `get_request` and the handler need be called: not if they are all ours."""
         hooks = [name for name in _HOOKS if hasattr(server, name)]
@@ -86,6 +91,8 @@ class Reception:
         if shape != self._shape:
             sock.make_ready(Shape(*shape[:4]), _unsent(server))
             self._shape = shape
+            # Once more: programs override `server_bind` and `server_activate`.
+            tell_destination(sock, wanted=sock.peers is not None and sock.peers.control_length > 0)
 
     # -- what the loop calls
 
@@ -194,9 +201,12 @@ def take(server: Any) -> bool | Exception:
     flags = vars(server)
     made = server.RequestHandlerClass
     handle = made.handle if does_no_more(made, BaseRequestHandler) else None
+    last = sock.peers.last
     try:
         while arrived:
             payload, client_address = arrived.popleft()
+            if last is not None:
+                last[client_address] = client_address
             try:
                 if handle is None:
                     made((payload, sock), client_address, server)

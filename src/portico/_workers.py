@@ -113,7 +113,7 @@ class Workers:
             if not self.waiting or self.over or len(self.threads) - self._leaving >= (self.most or 0):
                 return
             self.waiting -= 1
-        job = self._jobs.get()
+        job: Any = self._jobs.get()
         try:
             self._start(job)
         except RuntimeError:  # no thread to be had: it waits for the next one that is done

@@ -181,7 +181,7 @@ class UDPServer(BaseServer[Datagram]):
         super()._portico_serving_ended(loop)
 
     def _portico_taker(self) -> Callable[[], bool | Exception | None]:
-        if not (self._portico_reception.short and self._portico_runs_inline):
+        if not (self._portico_runs_inline and self._portico_reception.may_take(self)):
             return self._handle_request_noblock
         from ._reception import take
 
