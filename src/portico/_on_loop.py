@@ -17,7 +17,7 @@ from weakref import WeakSet
 from . import _engine, logs, settings
 from ._datagram_queue import DatagramQueue
 from ._datagrams import Answers
-from ._meters import CountedSocket, Metered, MeteredSocket
+from ._meters import CountedSocket, MeteredSocket
 from ._serving import Serving
 from ._sockets import ServerSocket, connection_class, set_blocking_again
 from ._timekeeper import Timekeeper
@@ -175,8 +175,7 @@ class OnLoop(Serving):
         nothing can be waited for: there it only begins.
         """
         super().server_close()
-        if not self._portico_goes_on():
-            self._portico_end_listener()
+        self._portico_end_listener()
         waits = self.block_on_close and not self.daemon_threads
         if waits and self._portico_runs_here():
             self.request_drain()
@@ -257,13 +256,6 @@ class OnLoop(Serving):
     def _portico_say_goodbye(self, connection: Connection) -> None:
         self._portico_requests.soon(partial(self._portico_start_goodbye, connection))
 
-    def _portico_in_loop(self, call: Callable[[], object]) -> None:
-        """Have a call made in the thread that requests run in, from any; if none ever has, here and now."""
-        if self._portico_requests_so_far:
-            self._portico_requests.soon(call)
-        else:
-            call()
-
     # -- what the engine asks and tells
 
     def _portico_taker(self) -> Callable[[], bool | Exception | None]:
@@ -286,9 +278,6 @@ class OnLoop(Serving):
         if isinstance(request, tuple) and len(request) == 2 and isinstance(request[1], socket.socket):
             answering = self._portico_answering
             return request[0], answering if answering is not None else self._portico_answer_through(engine, request[1])
-        if isinstance(request, Metered) and self._portico_has_sessions:
-            answering = self._portico_answering
-            request.through = answering if answering is not None else self._portico_answer_through(engine, self.socket)
         return request
 
     def _portico_answer_through(self, engine: AsyncioLoop, sock: Any) -> socket.socket:
@@ -341,7 +330,7 @@ class OnLoop(Serving):
         )
 
         self._portico_queue = None
-        if getattr(self, "socket_type", None) == socket.SOCK_DGRAM and not self._portico_has_sessions:
+        if getattr(self, "socket_type", None) == socket.SOCK_DGRAM:
             self._portico_queue = DatagramQueue(self, engine.loop, self._portico_requests)
         if self._portico_timers is not None:  # a request may have been let in before, by `handle_request`
             self._portico_timers.look_soon()
