@@ -13,6 +13,8 @@ from typing import Any
 
 import portico
 
+from ..waiting import until
+
 
 @dataclass(frozen=True)
 class Way:
@@ -185,6 +187,8 @@ def looping(server: Any) -> Iterator[Any]:
     """Serve in a thread inside the block; unlike `background()`, leave the server open for another start."""
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
+    # A `shutdown()` before a further loop has begun is too early: it changes nothing.
+    assert until(lambda: not thread.is_alive() or server._portico_lifecycle.running)
     try:
         yield server
     finally:
