@@ -98,7 +98,7 @@ class Acceptor:
             self._resume_at = None
         held: float | None = None  # asked anew each turn: a limit may be lifted while it is waited for
         try:
-            wanted = self._resume_at is None and server.ready_to_accept()
+            wanted = self._resume_at is None and (not self._gated or server.ready_to_accept())
             if wanted and (server._portico_limited or server._portico_bounded):
                 held = server._portico_hold()
                 wanted = held is None

@@ -161,7 +161,8 @@ class BaseServer(Serving, Generic[RequestT]):
         Then idle connections are closed. The mix-ins wait for requests that run, `drain_timeout` seconds long, and cut
         the rest; here nothing is waited for. Safe at any time, from any thread, and again.
         """
-        self._portico_end_listener()
+        if not self._portico_goes_on():
+            self._portico_end_listener()
         if not self._portico_waits_on_close:
             self._portico_end_requests(wait=False)
 

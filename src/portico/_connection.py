@@ -143,6 +143,8 @@ class Connection:
                 _shutdown(sock, how)  # a TLS socket's own would take its protocol state away from the handler
             except OSError:  # closed, or the peer was first
                 return
+        elif isinstance(sock, Metered):  # a session, which has no descriptor
+            sock.shutdown(how)
 
     def current_socket(self) -> Any:
         return self.kept if self.kept is not None else self._socket()
@@ -209,8 +211,9 @@ class Connection:
             return not known.received
         if known.heard > known.said:
             return False
-        exact = self.tally is not None or known.said - known.heard >= _TICK
-        return exact or monotonic() - known.heard > _MOMENT
+        if self.tally is not None:
+            return monotonic() - known.said >= self.tally.patience
+        return known.said - known.heard >= _TICK or monotonic() - known.heard > _MOMENT
 
     def failed(self, reason: EndReason) -> None:
         if self.reason is None:

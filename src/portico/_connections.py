@@ -33,7 +33,7 @@ _recv: Final = socket.SocketType.recv
 BOUNDS: Final = (*(2**power / 1000 for power in range(22)), float("inf"))
 """Upper bounds of the duration histogram's classes, in seconds: powers of two, from a millisecond to 35 minutes."""
 _LAST_CLASS: Final = len(BOUNDS) - 1
-# Settings that put a gate before the listener, or before who has been accepted; and what else these go by.
+# Settings that keep clients out, who are then refused by their names; and what else these go by.
 _GATES: Final = (
     "max_connections", "max_connections_per_client", "connection_rate", "connection_rate_per_client", "allow", "deny"
 )  # fmt: skip
@@ -43,8 +43,6 @@ _RULES: Final = (
 )  # fmt: skip
 # Seconds between two looks for sockets that were dropped, while clients wait for a free place.
 _LOOK: Final = 0.05
-# Reasons that are no limit's: nobody asks whether they would have been refused.
-_NO_LIMIT: Final = ("verify_request", "overloaded", "truncated", "queue_full")
 
 
 class Connections:
@@ -267,24 +265,29 @@ class Connections:
         What the client has said already is read and thrown away: closing over it would send a reset, and take the
         answer away again before it is read (RFC 1122, 4.2.2.13).
         """
-        answer = server.overload
-        try:
-            if callable(answer):
-                answer = answer(client_address, reason)
-            if isinstance(answer, bytes):
-                _last_word(request, client_address, answer)
-        except OSError:  # it has left, or has said nothing
-            pass
-        except Exception as error:
-            logs.emit(server, HookFailed("overload", error))
+        self.say_last_word(server, request, client_address, reason)
         try:
             server.close_request(request)
         except Exception as error:
             logs.emit(server, HookFailed("close_request", error))
 
+    def say_last_word(self, server: Any, request: Any, client_address: Any, reason: str) -> None:
+        """What `overload` has to say to somebody who is refused."""
+        answer = server.overload
+        try:
+            if callable(answer):
+                answer = answer(client_address, reason)
+            if isinstance(answer, bytes):
+                request = (None, server.socket) if server._portico_has_sessions else request
+                _last_word(request, client_address, answer)
+        except OSError:  # it has left, or has said nothing
+            pass
+        except Exception as error:
+            logs.emit(server, HookFailed("overload", error))
+
     def refuse(self, server: Any, reason: str, client_address: Any) -> None:
         """Count somebody who was not let in, or would not have been."""
-        counts = self.would_refuse if server.limits_dry_run and reason not in _NO_LIMIT else self.refused
+        counts = self.would_refuse if server.limits_dry_run and reason in _GATES else self.refused
         with self._lock:
             counts[reason] = counts.get(reason, 0) + 1
         if self.has_listener:
@@ -316,10 +319,9 @@ class Connections:
             self.durations[min(int(lasted * 1000).bit_length(), _LAST_CLASS)] += 1
             self.bytes_in += received
             self.bytes_out += sent
-        if (
-            connection.key is not None and self._foreign.get(connection.key) is connection
-        ):  # its id may be another's now
-            del self._foreign[connection.key]
+        key = connection.key
+        if key is not None and self._foreign.get(key) is connection:  # its id may be another's now
+            del self._foreign[key]
         if self.is_full:
             self.make_room(connection._server)
         if self.someone_ended is not None:

@@ -79,7 +79,7 @@ class Drain:
             until = began + self._grace  # the time in which balancers learn that this server is going
             while not self._hurried and (left := until - monotonic()) > 0:
                 self._await_end(min(_LOOK, left))
-            self._take_no_more()
+            self._server._portico_take_no_more()
             if self._timeout is not None:
                 self._deadline = monotonic() + self._timeout
             if self._hurried:
@@ -123,13 +123,6 @@ class Drain:
         self._deadline = 0.0
 
     # -- steps
-
-    def _take_no_more(self) -> None:
-        server = self._server
-        if server._portico_has_streams or server._portico_loop is None:
-            server._portico_end_listener()
-        else:  # datagrams are answered through what they came by
-            server._portico_stop()
 
     def _wait_for_ends(self) -> None:
         """Until all have ended, or the deadline; meanwhile tells those that are idle, within `drain_spread` seconds."""

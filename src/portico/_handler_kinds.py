@@ -12,7 +12,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-__all__ = ["check", "is_own"]
+__all__ = ["check", "check_session", "is_own"]
 
 _CO_COROUTINE = 0x80  # inspect.CO_COROUTINE, without the import
 _STEPS = ("setup", "handle", "finish")
@@ -34,6 +34,18 @@ def check(handler: Any, server: str, *, awaited: bool) -> None:
     elif is_own(getattr(handler.__init__, "__module__", None)):  # type: ignore[misc]  # no constructor of its own
         steps = {step: getattr(handler, step, None) for step in _STEPS}
         (_check_awaited if awaited else _check_blocking)(handler, steps, name, server)
+
+
+def check_session(handler: Any) -> None:
+    """Raise `HandlerError` if `handler` is one for a single datagram, or for a stream, which a session is not."""
+    for base in getattr(handler, "__mro__", ()):
+        if is_own(base.__module__) and base.__name__.endswith(("DatagramRequestHandler", "StreamRequestHandler")):
+            fits = base.__name__.replace("Datagram", "Base").replace("Stream", "Base")
+            raise HandlerError(
+                f"{handler.__qualname__} is a {base.__name__}, and with sessions a request is no "
+                f"{'single datagram' if 'Datagram' in base.__name__ else 'stream'}: derive it from {fits}, "
+                "whose self.request is the session"
+            )
 
 
 def _check_blocking(handler: type, steps: dict[str, Any], name: Any, server: str) -> None:

@@ -108,6 +108,8 @@ class Managed:
     """Who enforces the time limits; at the least it can `close`."""
     _portico_look: Callable[[], float | None] | None = None
     """Where the loop enforces them: what it has to call every turn, for the seconds until it has to be called again."""
+    _portico_has_sessions = False
+    """Whether its datagrams belong to sessions (`_sessions`), which are its connections."""
     _portico_waits_on_close = False
     """Whether this way to run sees to its requests itself, in a `server_close` of its own."""
     _portico_last_words = 0.03
@@ -128,7 +130,7 @@ class Managed:
     # -- for the operator
 
     def connections(self) -> list[Connection]:
-        """The connections that are open now, oldest first. Datagrams have none."""
+        """The connections that are open now, oldest first. Datagrams have none, but their sessions are."""
         self._portico_connections.sweep()
         return list(self._portico_connections)
 
@@ -144,11 +146,11 @@ class Managed:
         Raises `SettingError` and changes nothing if one is wrong, contradicts another, or counts only at the start.
         """
         for name, value in values.items():
-            if name not in _LIVE or not hasattr(type(self), name):
-                known = ", ".join(name for name in _LIVE if hasattr(type(self), name))
+            if name not in limits.LIVE or not hasattr(type(self), name):
+                known = ", ".join(name for name in limits.LIVE if hasattr(type(self), name))
                 raise SettingError(f"{name!r} cannot be changed while a server runs; these can: {known}")
             settings.ALL[name].check(value)
-        limits.check(_Changed(self, values))
+        limits.check(limits.Changed(self, values))
         with self._portico_lifecycle.lock:
             for name, value in values.items():
                 setattr(self, name, value)
@@ -160,7 +162,8 @@ class Managed:
         lifecycle = self._portico_lifecycle
         with lifecycle.lock:
             change = lifecycle.step(Verb.SUSPEND)
-            self._portico_suspended = self._portico_limited = True
+            self._portico_suspended = True
+            self._portico_refresh_hold(ruled=True)
         lifecycle.tell(*change)
         self._portico_wake()
 
@@ -203,18 +206,16 @@ class Managed:
     # -- for the house
 
     @property
-    def _portico_has_streams(self) -> bool:
+    def _portico_has_connections(self) -> bool:
         """Whether its requests are connections; a server with an own idea of requests does not always say."""
-        return getattr(self, "socket_type", None) == _socket.SOCK_STREAM
+        return self._portico_has_sessions or getattr(self, "socket_type", None) == _socket.SOCK_STREAM
 
     def _portico_refresh(self) -> None:
         """Read the limits anew: at the start, and when they are changed."""
         connections = self._portico_connections
-        ruled = connections.obey(self)
-        # In one step, as the loop looks at it meanwhile. Only threading servers have max_threads.
-        self._portico_limited = ruled or self._portico_suspended or getattr(self, "max_threads", None) is not None
+        self._portico_refresh_hold(connections.obey(self))
         # Where datagrams run elsewhere; but that others wait in the kernel may not be wanted.
-        bounded = not (self._portico_runs_inline or self._portico_has_streams) and hasattr(self, "max_datagrams")
+        bounded = not (self._portico_runs_inline or self._portico_has_connections) and hasattr(self, "max_datagrams")
         self._portico_bounded = bounded and self.overload == "wait"
         most = self.max_connections if self.connections_alarm is None else self.connections_alarm
         connections.alarm_at = _FOR_EVER if most is None else most
@@ -226,14 +227,21 @@ class Managed:
         connections.listen(access_log, hasattr(self, "handle_event") and self._portico_overridden("handle_event"))
         self._portico_refresh_timers(connections)
 
+    def _portico_refresh_hold(self, ruled: bool) -> None:
+        """Sessions read from the socket that others come by, so that nobody can be left waiting there."""
+        # In one step, as the loop looks at it meanwhile. Only threading servers have max_threads.
+        limited = ruled or self._portico_suspended or getattr(self, "max_threads", None) is not None
+        self._portico_limited = limited and not self._portico_has_sessions
+
     def _portico_refresh_timers(self, connections: Connections) -> None:
-        timed = (self.idle_timeout, self.connection_timeout, self.min_read_rate, self.send_timeout)
-        none = timed == (None, None, None, None) or not self._portico_has_streams
+        timed = (self._portico_idle_timeout(), self.connection_timeout, self.min_read_rate, self.send_timeout)
+        none = timed == (None, None, None, None) or not self._portico_has_connections
         if none and self._portico_timers is None:
             return
         from .deadlines import TimeLimits  # only where there are some
 
         found = TimeLimits(self)
+        found.idle = self._portico_idle_timeout()
         is_new = self._portico_timers is None
         if is_new:
             self._portico_timers = self._portico_make_timers(found, connections)
@@ -279,6 +287,7 @@ class Managed:
         """What `server_close` does about requests, when the listener is closed: a drain, or just the telling of it."""
         lifecycle = self._portico_lifecycle
         if not len(self._portico_connections) and not self._portico_runners():
+            self._portico_end_listener()  # which sessions may have needed, until now
             for verb in (Verb.DRAIN, Verb.CLOSE, Verb.FINISH):
                 lifecycle.move(verb)
         else:
@@ -287,10 +296,24 @@ class Managed:
             if wait:
                 _ = drain.run() if is_new else drain.wait()
             elif is_new:
+                self._portico_end_listener()  # nobody waits for those who might need it
                 drain.tell()
                 self._portico_drain = None  # who wants to wait may still do so
         if not len(self._portico_connections):  # else they still hold for those that go on
             self._portico_end_timers()
+
+    def _portico_goes_on(self) -> bool:
+        """Let nobody in any more; whether the loop has to go on, for those who are in and read from the same socket."""
+        return False
+
+    def _portico_take_no_more(self) -> None:
+        """Let nobody in any more. What runs may need the socket, or the loop."""
+        if self._portico_goes_on():
+            return
+        if self._portico_has_connections or self._portico_loop is None:
+            self._portico_end_listener()
+        else:  # datagrams are answered through what they came by
+            self._portico_stop()
 
     def _portico_end_listener(self) -> None:
         """Have the loop end, and close the socket. Safe again."""
@@ -324,6 +347,10 @@ class Managed:
             connection.handler = handler
 
     # -- for the ways to run to say
+
+    def _portico_idle_timeout(self) -> float | None:
+        """Seconds of silence that end a connection, if there is a limit."""
+        return self.idle_timeout
 
     def _portico_make_timers(self, found: Any, connections: Connections) -> Any:
         """Who enforces the time limits. A thread, as the loop may be in a handler, or over before its requests are."""
@@ -370,20 +397,3 @@ class Managed:
         drain = self._portico_drain
         if drain is not None:
             drain.goodbyes.say(connection)
-
-
-class _Changed:
-    """A server as it would be with other values, to be checked."""
-
-    def __init__(self, server: object, values: dict[str, Any]) -> None:
-        vars(self).update(values)
-        self._server = server
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._server, name)
-
-
-# What is read again while a server runs.
-_LIVE = tuple(
-    setting.name for setting in limits.LIMITS if setting.name not in ("keepalive", "tcp_user_timeout", "reuse_threads")
-)

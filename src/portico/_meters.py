@@ -72,6 +72,8 @@ class Tally:
     """Counts what the kernel does not."""
 
     __slots__ = ("_told", "heard", "received", "said", "sent", "unsent")
+    patience = 0.0
+    """Seconds after an answer in which its peer is not believed to be idle."""
 
     def __init__(self, now: float) -> None:
         self.received = self.sent = self._told = 0
@@ -150,6 +152,7 @@ class Metered:
 
     connection: Any
     """The `Connection`, also when the handler has closed or detached its socket: somebody still has to end it."""
+    shutdown: Any
 
 
 class MeteredSocket(Metered, socket.socket):

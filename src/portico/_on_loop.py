@@ -175,7 +175,8 @@ class OnLoop(Serving):
         nothing can be waited for: there it only begins.
         """
         super().server_close()
-        self._portico_end_listener()
+        if not self._portico_goes_on():
+            self._portico_end_listener()
         waits = self.block_on_close and not self.daemon_threads
         if waits and self._portico_runs_here():
             self.request_drain()
@@ -278,6 +279,9 @@ class OnLoop(Serving):
         if isinstance(request, tuple) and len(request) == 2 and isinstance(request[1], socket.socket):
             answering = self._portico_answering
             return request[0], answering if answering is not None else self._portico_answer_through(engine, request[1])
+        if self._portico_has_sessions and hasattr(request, "through"):
+            answering = self._portico_answering
+            request.through = answering if answering is not None else self._portico_answer_through(engine, self.socket)
         return request
 
     def _portico_answer_through(self, engine: AsyncioLoop, sock: Any) -> socket.socket:
@@ -330,7 +334,7 @@ class OnLoop(Serving):
         )
 
         self._portico_queue = None
-        if getattr(self, "socket_type", None) == socket.SOCK_DGRAM:
+        if getattr(self, "socket_type", None) == socket.SOCK_DGRAM and not self._portico_has_sessions:
             self._portico_queue = DatagramQueue(self, engine.loop, self._portico_requests)
         if self._portico_timers is not None:  # a request may have been let in before, by `handle_request`
             self._portico_timers.look_soon()

@@ -142,18 +142,27 @@ class Reception:
         elif self._inline and count > 1 and not self._slow:
             self._since, self._count, answers.thread = monotonic(), count, get_ident()
 
+    def left_over(self, server: Any) -> bool:
+        """Whether something has been received, and not been taken."""
+        return self.batched is not None and self.batched is server.socket and bool(self.batched.arrived)
+
+    def taker(self, server: Any) -> Callable[[], bool | Exception | None]:
+        """What the loop calls for each request, where that is not `take`."""
+        call: Callable[[], bool | Exception | None] = server._handle_request_noblock
+        return call
+
     # -- one by one
 
-    def receive_one(self, server: Any, sock: Any, flags: int) -> tuple[bytes, Any]:
-        """A single one, from whatever the server has in a socket's place; waits for it as that does."""
+    def receive_one(self, server: Any, sock: Any, flags: int) -> tuple[Any, Any]:
+        """A request of a single one, from whatever the server has in a socket's place; waits for it as that does."""
         if not isinstance(sock, socket.socket):
             payload, sender = sock.recvfrom(server.max_packet_size)
-            return payload, unmapped(sender) if server.unmap_ipv4 else sender
+            return (payload, sock), unmapped(sender) if server.unmap_ipv4 else sender
         if isinstance(sock, DatagramSocket) and _knows_senders(sock):
             self.make_ready(server, sock)
             first = sock.first()
             if first is not None:
-                return first
+                return (first[0], sock), first[1]
         size = server.max_packet_size
         buffer, self._buffer = self._buffer, None  # nobody else's meanwhile: there may be several `handle_request`
         if buffer is None or len(buffer) != size:
@@ -164,7 +173,7 @@ class Reception:
                 if server.unmap_ipv4:
                     sender = unmapped(sender)
                 if not cut_off or server.deliver_truncated:
-                    return payload, sender
+                    return (payload, sock), sender
                 self._tell_truncated(server, payload, sender, None)
                 flags = _sockets.DONT_WAIT  # who waited has seen something come
         finally:

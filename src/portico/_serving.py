@@ -212,8 +212,18 @@ class Serving(Managed):
             (_sockets.set_blocking_again if wait else _sockets.make_nonblocking)(sock)
 
     def _portico_has_gate(self) -> bool:
-        """Whether `ready_to_accept` says anything, so that it must be asked before each request."""
+        """Whether `ready_to_accept` says anything, so that it must be asked before each request.
+
+        With sessions whoever reads the socket asks it, for those who are new.
+        """
+        return not self._portico_has_sessions and self._portico_has_own_gate()
+
+    def _portico_has_own_gate(self) -> bool:
         return "ready_to_accept" in vars(self) or type(self).ready_to_accept is not Serving.ready_to_accept
+
+    def _portico_can_run_one_more(self) -> bool:
+        """Whether there is somebody to run a further session, which cannot wait for that."""
+        return self.ready_to_accept()
 
     def _portico_prepare_to_sleep(self) -> None:
         self._portico_may_sleep = True
@@ -256,7 +266,7 @@ class Serving(Managed):
         self._portico_says_goodbye = getattr(getattr(self, "RequestHandlerClass", None), "goodbye", None) is not None
         self._portico_refresh()
         connections = self._portico_connections
-        if self._portico_has_streams:
+        if self._portico_has_connections:
             self._portico_enter = connections.enter
             ours = isinstance(getattr(self, "socket", None), _sockets.ServerSocket)
             self._portico_converts = not ours and not self._portico_overridden("get_request")

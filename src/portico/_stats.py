@@ -27,7 +27,7 @@ def stats(server: Any) -> Stats:
     ended: dict[str, int] = counts["ended"]
     failed = sum(ended.get(reason.value, 0) for reason in _FAILURES)
     accepted, done = counts["accepted"], sum(ended.values()) - failed
-    if not server._portico_has_streams:
+    if not server._portico_has_connections:
         accepted, failed = server._portico_taken - sum(counts["refused"].values()), counts["datagrams_failed"]
         # Where a request runs in the loop, it has ended when anybody can ask, or is the one that asks.
         over = counts["datagrams_ended"] if server._portico_waits_on_close else accepted

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from ._datagram_queue import DatagramQueue
     from ._engine import AsyncioLoop
     from ._on_loop import Requests
+    from ._session import PeerSession
 
 __all__ = [
     "AsyncBaseRequestHandler",
@@ -243,6 +244,11 @@ class AsyncMixIn(OnLoop):
     def _portico_handle_of(made: Any) -> Callable[[Any], Any] | None:
         base = AsyncBaseRequestHandler
         return made.handle if does_no_more(made, base) and made.__await__ is base.__await__ else None
+
+    def _portico_make_session(self, address: Any, payload: bytes) -> PeerSession:
+        from ._async_session import AsyncSession  # only where they are wanted
+
+        return AsyncSession(self, address, payload)
 
     def _portico_start_goodbye(self, connection: Connection) -> None:
         run = self._portico_goodbye(connection)

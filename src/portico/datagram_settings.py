@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ._setting import COUNT, FLAG, GROUPS, MAYBE_COUNT, TOS_KIND, TTL_KIND, Setting
+from ._setting import COUNT, FLAG, GROUPS, MAYBE_COUNT, MAYBE_PAUSE, TOS_KIND, TTL_KIND, Setting
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -80,6 +80,34 @@ UDP_GSO: Final = Setting(
     FLAG,
     unit="flag",
     reason="UDP_SEGMENT: neighbouring answers to one peer leave through the kernel as one, where it can (Linux 4.18)",
+)
+SESSIONS: Final = Setting(
+    "sessions",
+    False,
+    FLAG,
+    unit="flag",
+    reason="one handler per peer, which reads all of his datagrams; not on servers that run one request at a time",
+)
+SESSION_TIMEOUT: Final = Setting[float | None](
+    "session_timeout",
+    60.0,
+    MAYBE_PAUSE,
+    unit="seconds",
+    reason="no datagram either way for so long ends a session; the shorter one holds of this and idle_timeout",
+)
+SESSION_QUEUE: Final = Setting(
+    "session_queue",
+    64,
+    COUNT,
+    unit="datagrams",
+    reason="of one session, waiting for its handler to read them; further ones are dropped",
+)
+MAX_SESSIONS: Final = Setting(
+    "max_sessions",
+    1024,
+    COUNT,
+    unit="sessions",
+    reason="never one more: datagrams of further peers are dropped, or get the answer that overload says",
 )
 
 DATAGRAM_SETTINGS: Final = tuple(value for value in list(globals().values()) if isinstance(value, Setting))

@@ -23,6 +23,7 @@ __all__ = [
     "Outcome",
     "Overloaded",
     "PorticoError",
+    "SessionEnded",
     "SettingError",
     "UnavailableError",
     "UnknownSettingError",
@@ -45,6 +46,10 @@ class HandlerError(PorticoError, TypeError):
 
 class LineTooLong(PorticoError, ValueError):
     """A peer has sent a longer line than the handler takes (`StreamRequestHandler.max_line`)."""
+
+
+class SessionEnded(PorticoError, ConnectionAbortedError):
+    """A session (`UDPServer.sessions`) is over: nothing more will come. Uncaught, it is the peer's leaving."""
 
 
 class SettingError(PorticoError, ValueError):

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from ._connections import Connections
     from ._drain import Drain
     from ._loop import Loop
+    from ._session import PeerSession
 
 __all__ = ["ForkingMixIn"]
 
@@ -51,7 +52,7 @@ def _close_kept(server: Any) -> None:
     for connection in server._portico_served.connections.values():
         if connection.kept is not None:
             try:
-                _close(_detach(connection.kept))
+                _close(_detach(getattr(connection.kept, "pipe", connection.kept)))  # of a session it is that
             except OSError:  # closed already
                 continue
 
@@ -86,6 +87,8 @@ class ForkingMixIn(Serving):
         if not self._portico_looked_for_threads:
             self._portico_look_for_threads()
         connection = self._portico_connections.of(request)
+        if self._portico_has_sessions:
+            request.prepare()
         pid = self._portico_fork()
         if pid == 0:
             self._portico_run_child(request, client_address, connection)
@@ -96,7 +99,9 @@ class ForkingMixIn(Serving):
         if connection is not None:
             connection.runner = pid
             self._portico_served.connections[pid] = connection
-            if not self._portico_keeps or connection.tally is not None:  # the child's tally counts, this one no more
+            if self._portico_has_sessions:
+                request.has_forked()
+            elif not self._portico_keeps or connection.tally is not None:  # the child's tally counts, this one no more
                 connection.goes_unseen()
             if self._portico_keeps:
                 connection.kept = request
@@ -134,7 +139,7 @@ class ForkingMixIn(Serving):
         super().server_close()
         if self._portico_is_child:  # which has closed its own copy: no more is its business
             return
-        if self._portico_loop is not None:
+        if self._portico_loop is not None and not self._portico_goes_on():
             # The loop reaps, too, and in its own thread: let it end first. Not by an override that closes as well.
             Serving.shutdown(self)
         self.collect_children()
@@ -209,7 +214,7 @@ class ForkingMixIn(Serving):
             self._portico_connections.end(
                 connection, _REASONS.get(status, EndReason.FAILED if status >= 0 else EndReason.KILLED)
             )
-        elif not self._portico_has_streams:
+        elif not self._portico_has_connections:
             self._portico_connections.datagrams_failed += status not in (0, _PEER_LEFT)
             self._portico_connections.end_datagrams(self, 1)
 
@@ -241,7 +246,8 @@ class ForkingMixIn(Serving):
         # Only then: a connection is not closed before the last copy is, and its child may want to close it earlier.
         self._portico_says_goodbye = getattr(self.RequestHandlerClass, "goodbye", None) is not None
         watched = self.access_log is not None or self._portico_timers is not None
-        self._portico_keeps = watched or self._portico_says_goodbye or self._portico_is_program
+        keeps = watched or self._portico_says_goodbye or self._portico_is_program
+        self._portico_keeps = keeps or self._portico_has_sessions
 
     def _portico_make_timers(self, found: Any, connections: Connections) -> Any:
         """The loop looks itself: a process that forks had better have no other thread."""
@@ -255,6 +261,11 @@ class ForkingMixIn(Serving):
         if self._portico_is_child:
             raise RuntimeError("a request's own process cannot drain the server, which is its parent's")
         return super()._portico_begin_drain(timeout, grace=grace)
+
+    def _portico_make_session(self, address: Any, payload: bytes) -> PeerSession:
+        from ._forked_session import ForkedSession  # only where they are wanted
+
+        return ForkedSession(self, address, payload)
 
     def _portico_runners(self) -> list[Any]:
         return list(self.active_children or ())
@@ -317,6 +328,9 @@ class ForkingMixIn(Serving):
                 stays = request[-1]
                 if hasattr(stays, "arrived"):
                     stays.arrived.clear()  # the other ones are the parent's
+            elif self._portico_has_sessions:
+                stays = self.socket
+                request.is_childs()
             compat = getattr(self, "stdlib_compat", False)
             loop: Loop | None = getattr(self, "_portico_loop", None)
             for server in (self,) if loop is None else loop.servers:

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from ._connection import Connection
     from ._datagram_queue import DatagramQueue
     from ._engine import AsyncioLoop
+    from ._session import PeerSession
 
 _NEW: Any = object.__new__
 
@@ -120,6 +121,11 @@ class GreenMixIn(OnLoop):
     @staticmethod
     def _portico_handle_of(made: Any) -> Callable[[Any], Any] | None:
         return made.handle if does_no_more(made, BaseRequestHandler) else None
+
+    def _portico_make_session(self, address: Any, payload: bytes) -> PeerSession:
+        from ._green_session import GreenSession  # only where they are wanted
+
+        return GreenSession(self, address, payload)
 
     def _portico_start_goodbye(self, connection: Connection) -> None:
         hub = self._portico_requests_hub

@@ -27,9 +27,9 @@ from .errors import SettingError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Final
+    from typing import Any, Final
 
-__all__ = ["LIMITS", "check"]
+__all__ = ["LIMITS", "LIVE", "Changed", "check"]
 
 # Who may enter. `portico serve` sets some of them.
 
@@ -259,6 +259,21 @@ ACCESS_LOG: Final = Setting[str | None](
 )
 
 LIMITS: Final = tuple(value for value in list(globals().values()) if isinstance(value, Setting))
+LIVE: Final = tuple(
+    setting.name for setting in LIMITS if setting.name not in ("keepalive", "tcp_user_timeout", "reuse_threads")
+)
+"""What is read again while a server runs."""
+
+
+class Changed:
+    """A server as it would be with other values, to be checked."""
+
+    def __init__(self, server: object, values: dict[str, Any]) -> None:
+        vars(self).update(values)
+        self._server = server
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._server, name)
 
 
 def check(server: object) -> None:

@@ -8,11 +8,12 @@ from __future__ import annotations
 import socket as _socket
 from functools import partial
 
-from . import _sockets, datagram_settings, settings
+from . import _handler_kinds, _sockets, datagram_settings, settings
 from ._addresses import AF_UNIX, unmapped
 from ._base import BaseServer
 from ._generics import Datagram
 from ._managed import Own
+from .errors import SettingError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -88,6 +89,9 @@ class UDPServer(BaseServer[Datagram]):
     Addresses as for `TCPServer`. There is no connection, so nothing is shut down or closed when a request ends. Answers
     leave from the address that was asked; those to datagrams that came together leave together, at once after their
     handlers, while these take less than 50 us each. On Linux; elsewhere one by one, from where the system likes.
+
+    With `sessions` a request is a `Session` with one peer, whose handler reads all that he sends: that needs a way to
+    run that has handlers beside each other. They are the server's connections: limits, timeouts and drains are theirs.
     """
 
     socket_type = _socket.SOCK_DGRAM
@@ -103,6 +107,10 @@ class UDPServer(BaseServer[Datagram]):
     tos: int | str | None = datagram_settings.TOS.default
     udp_gro: bool = datagram_settings.UDP_GRO.default
     udp_gso: bool = datagram_settings.UDP_GSO.default
+    sessions: bool = datagram_settings.SESSIONS.default
+    session_timeout: float | None = datagram_settings.SESSION_TIMEOUT.default
+    session_queue: int = datagram_settings.SESSION_QUEUE.default
+    max_sessions: int = datagram_settings.MAX_SESSIONS.default
 
     _portico_receive_flags = 0
     _portico_reception: Reception = Own(_make_reception)  # type: ignore[assignment]
@@ -115,6 +123,10 @@ class UDPServer(BaseServer[Datagram]):
         **values: Any,
     ) -> None:
         BaseServer.__init__(self, server_address, RequestHandlerClass, **values)
+        if self.sessions:
+            from ._sessions import SessionReception  # only where they are wanted
+
+            self._portico_reception, self._portico_has_sessions = SessionReception(), True
         self._portico_open(bind_and_activate)
 
     def server_bind(self) -> None:
@@ -142,8 +154,13 @@ class UDPServer(BaseServer[Datagram]):
                 first = sock.first()
             payload, client_address = first
         else:
-            payload, client_address = reception.receive_one(self, sock, self._portico_receive_flags)
+            return reception.receive_one(self, sock, self._portico_receive_flags)
         return (payload, sock), client_address
+
+    def close_request(self, request: Any) -> None:
+        """End a session. A datagram holds nothing."""
+        if self._portico_has_sessions and type(request) is not tuple:
+            request.close()
 
     def handle_truncated(self, data: bytes, client_address: Any) -> None:
         """Called with the beginning of a datagram that was longer than `max_packet_size`. To override.
@@ -154,6 +171,24 @@ class UDPServer(BaseServer[Datagram]):
 
     # -- for the house
 
+    def _portico_check_handler(self, handler: Any) -> None:
+        super()._portico_check_handler(handler)
+        if self.sessions:
+            if self._portico_runs_inline:
+                raise SettingError(
+                    f"sessions needs a way to run that has handlers beside each other: threads, forks, green or async; "
+                    f"{type(self).__name__} handles one request after the other"
+                )
+            _handler_kinds.check_session(handler)
+
+    def _portico_idle_timeout(self) -> float | None:
+        limits = [self.idle_timeout, self.session_timeout if self._portico_has_sessions else None]
+        return min((limit for limit in limits if limit is not None), default=None)
+
+    def _portico_goes_on(self) -> bool:
+        reception: Any = self._portico_reception
+        return self._portico_has_sessions and reception.take_no_more(self)
+
     @property
     def _portico_socket_class(self) -> type[_sockets.ServerSocket]:  # type: ignore[override]
         from ._datagrams import DatagramSocket
@@ -163,8 +198,7 @@ class UDPServer(BaseServer[Datagram]):
     @property
     def _portico_left_over(self) -> bool:
         """Whether something has been received, and not been taken."""
-        batched = self._portico_reception.batched
-        return batched is not None and batched is self.socket and bool(batched.arrived)
+        return self._portico_reception.left_over(self)
 
     def _portico_wait_to_take(self, wait: bool) -> None:
         # By flag and not by the socket's mode: handlers send through the same socket, and may wait for room.
@@ -182,7 +216,7 @@ class UDPServer(BaseServer[Datagram]):
 
     def _portico_taker(self) -> Callable[[], bool | Exception | None]:
         if not (self._portico_runs_inline and self._portico_reception.may_take(self)):
-            return self._handle_request_noblock
+            return self._portico_reception.taker(self)
         from ._reception import take
 
         return partial(take, self)

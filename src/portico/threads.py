@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Container, Iterator
     from typing import Any
 
+    from ._session import PeerSession
     from ._workers import Workers
 
 __all__ = ["ThreadingMixIn"]
@@ -269,7 +270,8 @@ class ThreadingMixIn(Serving):
 
     def _portico_pools_datagrams(self) -> bool:
         """Whether requests are datagrams: a thread for each would cost ten times what is done in it (measured)."""
-        return getattr(self, "socket_type", None) == socket.SOCK_DGRAM and not self.stdlib_compat
+        is_datagram = getattr(self, "socket_type", None) == socket.SOCK_DGRAM
+        return is_datagram and not (self.stdlib_compat or self._portico_has_sessions)
 
     def _portico_in_flight(self) -> int:
         workers = self._portico_workers
@@ -279,10 +281,23 @@ class ThreadingMixIn(Serving):
         if self.max_threads is not None and not self._portico_pools_datagrams():
             connections = self._portico_connections
             connections.is_full = True  # before it is looked, see `Connections.hold`
-            workers = self._portico_workers
-            if len(self._portico_running) + (0 if workers is None else workers.busy) >= self.max_threads:
+            if self._portico_busy() >= self.max_threads:
                 return float("inf")
         return super()._portico_hold()
+
+    def _portico_busy(self) -> int:
+        """Threads that run a request."""
+        workers = self._portico_workers
+        return len(self._portico_running) + (0 if workers is None else workers.busy)
+
+    def _portico_can_run_one_more(self) -> bool:
+        has_room = self.max_threads is None or self._portico_busy() < self.max_threads
+        return has_room and super()._portico_can_run_one_more()
+
+    def _portico_make_session(self, address: Any, payload: bytes) -> PeerSession:
+        from ._session import Session  # only where they are wanted
+
+        return Session(self, address, payload)
 
     def _portico_runners(self) -> list[Any]:
         return list(self._portico_running) if self._portico_workers is None else list(self._portico_workers.running())
