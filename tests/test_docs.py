@@ -73,6 +73,12 @@ def test_the_compatibility_page_names_every_default_that_differs() -> None:
     assert not [name for name in different if f"`{name}`" not in text]
 
 
+def test_the_udp_page_names_every_setting_of_datagrams() -> None:
+    text = (ROOT / "docs" / "udp.md").read_text()
+    names = ["max_packet_size", *(setting.name for setting in settings.DATAGRAM_SETTINGS)]
+    assert not [name for name in names if name not in text]
+
+
 if __name__ == "__main__":
     (ROOT / "docs" / "settings.md").write_text(page())
 

@@ -14,6 +14,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -330,6 +331,36 @@ def test_socat_without_an_address_is_heard_and_nobody_stumbles(way: str) -> None
             assert client.ask(b"hello\n") == b"HELLO\n"
         assert until(lambda: server.stats().done == 2), server.stats()
         assert server.stats().failed == 0
+
+
+def playing(client: Socat) -> Iterator[bytes]:
+    """Guess a number in the shortest way; gives each answer."""
+    low, high, answer = 1, 100, b""
+    while not answer.startswith(b"Yes"):
+        guess = (low + high) // 2
+        answer = client.ask(b"%d\n" % guess)
+        yield answer
+        low, high = (guess + 1, high) if b"greater" in answer else (low, guess - 1)
+
+
+@pytest.mark.parametrize("way", WAYS[1:-1])
+def test_two_games_are_played_at_once_with_socat(way: str) -> None:
+    """A session of examples/guess.py for each player, and a further one for the next game."""
+    from examples.guess import Guess
+
+    with getattr(portico, f"{way}UDPServer")(LOOPBACK, Guess, sessions=True).background() as server:
+        address = f"UDP4:127.0.0.1:{server.server_address[1]}"
+        with Socat(address) as one, Socat(address) as other:
+            for client in (one, other):
+                assert client.ask(b"hello\n") == b"A number from 1 to 100?\n"
+                assert client.ask(b"hello\n") == b"That is no number.\n"
+            answers = list(zip_longest(playing(one), playing(other)))  # in turns
+            for game in zip(*answers, strict=True):
+                count = len([answer for answer in game if answer])
+                assert game[count - 1] == b"Yes, after %d tries. Another game?\n" % (count + 1)
+            assert until(lambda: server.stats().done == 2), server.stats()
+            assert one.ask(b"again\n") == b"A number from 1 to 100?\n"
+            assert server.stats().active == 1
 
 
 @pytest.mark.parametrize("way", ["", "Green"])
