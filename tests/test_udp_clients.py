@@ -333,6 +333,14 @@ def test_socat_without_an_address_is_heard_and_nobody_stumbles(way: str) -> None
         assert server.stats().failed == 0
 
 
+def test_portico_serves_the_game_from_the_shell() -> None:
+    tool("socat", "socat")
+    command = [sys.executable, "-m", "portico", "serve", "examples.guess:Guess", "udp://127.0.0.1:0"]
+    with running([*command, "--concurrency", "green", "--set", "sessions=true"], ready="limits") as (_, lines):  # noqa: SIM117
+        with Socat(f"UDP4:127.0.0.1:{port_in(lines)}") as client:
+            assert client.ask(b"hello\n") == b"A number from 1 to 100?\n"
+
+
 def playing(client: Socat) -> Iterator[bytes]:
     """Guess a number in the shortest way; gives each answer."""
     low, high, answer = 1, 100, b""
