@@ -24,7 +24,7 @@ FLOORS = (
     {"_install", "_program", "_budget"},
     {"presets", "green_presets", "async_presets"},
     {"threads", "forks", "green", "aio"},
-    {"_green_sockets", "_async_sockets", "_watchdog", "_workers", "_children"},
+    {"_green_sockets", "_async_sockets", "_watchdog", "_workers", "_datagram_pool", "_children"},
     {"_parking", "_green_session", "_async_session", "_forked_session"},
     {"servers"},
     {"_base"},

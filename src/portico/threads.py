@@ -6,11 +6,13 @@ import socket
 import threading
 from collections import deque
 from contextlib import suppress
+from functools import partial
 
 from . import limits, logs, settings
 from ._managed import Own
 from ._serving import Serving, end_request, request_context, request_failed
 from .errors import Overloaded
+from .handlers import BaseRequestHandler, does_no_more
 from .lifecycle import HookFailed
 
 TYPE_CHECKING = False
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Container, Iterator
     from typing import Any
 
+    from ._datagram_pool import DatagramPool
     from ._session import PeerSession
     from ._workers import Workers
 
@@ -142,6 +145,8 @@ class ThreadingMixIn(Serving):
     _portico_runs_inline = False
     _portico_waits_on_close = True
     _portico_workers: Workers | None = None
+    _portico_pool: DatagramPool | None = None
+    """What datagrams wait in for a thread."""
     _portico_running: set[threading.Thread] = Own(set)  # type: ignore[assignment]
     """Threads that run a request each; with daemons, whom nobody waits for."""
 
@@ -151,11 +156,11 @@ class ThreadingMixIn(Serving):
         Raises `Overloaded` if there is none to be had. Datagrams are always given to one that waits, or wait for one
         that is done, if `max_threads` run: at most `max_datagrams` of them.
         """
-        pooled = self._portico_pools_datagrams()
-        if pooled and not (self._portico_bounded or self._portico_has_place(request, client_address)):
-            return
         try:
-            if self.reuse_threads or pooled:
+            if self._portico_pools_datagrams():
+                if self._portico_bounded or self._portico_has_place(request, client_address):
+                    self._portico_ready_pool().put(request, client_address)
+            elif self.reuse_threads:
                 self._portico_give_to_worker(request, client_address)
             else:
                 self._portico_start_thread(request, client_address)
@@ -200,6 +205,8 @@ class ThreadingMixIn(Serving):
 
     def _portico_end_helpers(self) -> None:
         super()._portico_end_helpers()
+        if self._portico_pool is not None:
+            self._portico_pool.drop()
         if self._portico_workers is not None:
             self._portico_workers.close(wait=False)
 
@@ -231,13 +238,37 @@ class ThreadingMixIn(Serving):
             self._portico_running.discard(thread)
             raise
 
-    def _portico_give_to_worker(self, request: Any, client_address: Any) -> None:
+    def _portico_ready_workers(self) -> Workers:
         if self._portico_workers is None or self._portico_workers.over:
             from ._workers import Workers  # only where they are asked for
 
             self._portico_workers = Workers(self, self._portico_run_worker)
-        if self._portico_pools_datagrams():
-            self._portico_workers.most = self.max_threads or _DATAGRAM_THREADS
+        return self._portico_workers
+
+    def _portico_ready_pool(self) -> DatagramPool:
+        workers = self._portico_ready_workers()
+        if self._portico_pool is None:
+            from ._datagram_pool import DatagramPool  # the same
+
+            self._portico_pool = DatagramPool(self, workers)
+            self._portico_look = self._portico_pool.look
+        self._portico_pool.workers = workers
+        self._portico_pool.most = self.max_threads or _DATAGRAM_THREADS
+        return self._portico_pool
+
+    def _portico_taker(self) -> Callable[[], bool | Exception | None]:
+        reception = getattr(self, "_portico_reception", None)
+        if not self._portico_pools_datagrams() or reception is None:
+            return super()._portico_taker()
+        pool = self._portico_ready_pool()
+        made: Any = self.RequestHandlerClass if reception.short and self._portico_bounded else None
+        pool.made, pool.handle = made, made.handle if does_no_more(made, BaseRequestHandler) else None
+        if made is None:
+            return super()._portico_taker()
+        return partial(pool.take, reception.batched, partial(reception.refill, self, reception.batched))
+
+    def _portico_give_to_worker(self, request: Any, client_address: Any) -> None:
+        workers = self._portico_ready_workers()
         context = request_context(self)
 
         def job() -> None:
@@ -249,7 +280,7 @@ class ThreadingMixIn(Serving):
         connection = self._portico_connections.of(request)
         if connection is not None:
             connection.runner = self  # a worker will say which it is
-        self._portico_workers.submit(job)
+        workers.submit(job)
 
     def _portico_run_worker(self, work: Callable[[], None]) -> None:
         """The whole of a re-used thread."""
@@ -274,8 +305,7 @@ class ThreadingMixIn(Serving):
         return is_datagram and not (self.stdlib_compat or self._portico_has_sessions)
 
     def _portico_in_flight(self) -> int:
-        workers = self._portico_workers
-        return len(self._portico_running) + (0 if workers is None else workers.busy + workers.waiting)
+        return 0 if self._portico_pool is None else self._portico_pool.in_flight
 
     def _portico_hold(self) -> float | None:
         if self.max_threads is not None and not self._portico_pools_datagrams():
@@ -300,4 +330,9 @@ class ThreadingMixIn(Serving):
         return Session(self, address, payload)
 
     def _portico_runners(self) -> list[Any]:
-        return list(self._portico_running) if self._portico_workers is None else list(self._portico_workers.running())
+        running = (
+            list(self._portico_running) if self._portico_workers is None else list(self._portico_workers.running())
+        )
+        pool = self._portico_pool
+        # Between its arrival and its thread a datagram is nobody's, and is to be waited for all the same.
+        return running or ([pool] if pool is not None and pool.in_flight else [])
