@@ -182,6 +182,33 @@ def test_datagrams_are_threaded_as_well(gate: Gate) -> None:
         assert sorted(client.recv(10) for _ in range(5)) == [b"0", b"1", b"2", b"3", b"4"]
 
 
+def test_datagrams_that_wait_for_a_thread_are_answered_before_the_socket_is_closed(gate: Gate) -> None:
+    began: list[int] = []
+
+    def handler(request: Any, client_address: Any, server: Any) -> None:
+        began.append(threading.get_ident())
+        gate.opened.wait(10)
+        request[1].sendto(request[0], client_address)
+
+    server = portico.ThreadingUDPServer(LOOPBACK, handler, max_threads=2)
+    with socket.socket(type=socket.SOCK_DGRAM) as client:
+        client.settimeout(10)
+        client.connect(server.server_address)
+        serving = threading.Thread(target=server.serve_forever)
+        serving.start()
+        for number in range(5):
+            client.send(b"%d" % number)
+        assert until(lambda: len(began) == 2 and server.stats().accepted == 5)
+        closing = threading.Thread(target=server.server_close)
+        closing.start()
+        serving.join(10)  # nothing more is taken
+        gate.opened.set()
+        assert sorted(client.recv(10) for _ in range(5)) == [b"0", b"1", b"2", b"3", b"4"]
+        closing.join(10)
+        assert server.fileno() == -1 and len(set(began)) == 2
+        assert (server.stats().done, server.stats().failed, server.stats().active) == (5, 0, 0)
+
+
 def test_a_server_may_serve_again_after_its_threads_have_ended(gate: Gate, client: Callable[..., Any]) -> None:
     gate.opened.set()
     with portico.ThreadingTCPServer(LOOPBACK, gate) as server:

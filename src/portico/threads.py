@@ -329,6 +329,15 @@ class ThreadingMixIn(Serving):
 
         return Session(self, address, payload)
 
+    def _portico_goes_on(self) -> bool:
+        """Datagrams are answered through the socket that they came by."""
+        waits = self.block_on_close and not self.daemon_threads
+        if waits and self._portico_in_flight():
+            if self._portico_loop is not None:
+                self._portico_stop()
+            return True
+        return super()._portico_goes_on()
+
     def _portico_runners(self) -> list[Any]:
         running = (
             list(self._portico_running) if self._portico_workers is None else list(self._portico_workers.running())
