@@ -57,7 +57,8 @@ class AsyncSession(PeerSession):
     async def sendto(self, data: Any, *flags_and_address: Any) -> int:
         """Send a datagram to any address, through the server's socket."""
         out, now = self._out(), monotonic()
-        return self._sent(await out.sendto(data, *flags_and_address), now)
+        *flags, address = flags_and_address
+        return self._sent(await out.sendto(data, *flags, self._known(address)), now)
 
     def gettimeout(self) -> None:
         """None: calls wait for as long as they are awaited."""

@@ -163,6 +163,10 @@ class PeerSession(Counting):
             raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
         return self._server.socket if self.through is None else self.through
 
+    def _known(self, address: Any) -> Any:
+        """The peer's own address, put together by its handler, as that by which our own is known as well."""
+        return self._address if address == self._address else address
+
     def _sent(self, count: int, now: float) -> int:
         """So much was sent. `now` is from before that: what has come since is younger, and has not been answered."""
         self.tally.sent += count
@@ -291,7 +295,8 @@ class Session(PeerSession):
     def sendto(self, data: Any, *flags_and_address: Any) -> int:
         """Send a datagram to any address, through the server's socket."""
         out, now = self._out(), monotonic()
-        return self._sent(out.sendto(data, *flags_and_address), now)
+        *flags, address = flags_and_address
+        return self._sent(out.sendto(data, *flags, self._known(address)), now)
 
     def settimeout(self, value: float | None) -> None:
         """How long `recv` waits, in seconds: None for ever, 0 not at all."""
