@@ -549,6 +549,51 @@ def test_shutdown_tells_all_that_nothing_more_will_come(way: str) -> None:
 
 
 @EVERY_WAY
+@pytest.mark.parametrize("verbs", [["shutdown", "server_close"], ["server_close"], ["drain"]])
+def test_what_has_been_asked_is_answered_before_the_socket_is_closed(way: str, verbs: list[str]) -> None:
+    async def answers_late(talk: Talk) -> None:
+        got = [await talk.recv()]
+        talk.note("begun")
+        while not (talk.server.notes.parent / "go").exists():
+            await talk.pause(0.01)
+        await talk.send(b"".join([*got, *await talk.rest()]))
+
+    with serving(way, answers_late) as served, served.client() as client:
+        client.say(b"a")
+        assert until(lambda: served.notes == ["begun"])
+        client.say(b"b")
+        assert until(lambda: served.server.connections()[0].bytes_in == 2)
+
+        def end() -> None:
+            for verb in verbs:
+                getattr(served.server, verb)()
+
+        ends = threading.Thread(target=end)
+        ends.start()
+        if verbs != ["shutdown", "server_close"]:
+            assert until(served.server.is_draining)
+            served.server.connections()[0].shut(socket.SHUT_RD)
+        (served.server.notes.parent / "go").touch()
+        assert client.hear() == b"ab"
+        ends.join(5)
+        assert served.server.fileno() == -1
+
+
+@pytest.mark.parametrize("way", ["threads", "green-asyncio", "async-uvloop", "forks"])
+def test_closed_by_its_own_loop(way: str) -> None:
+    def service_actions(self: Any) -> None:
+        if (self.notes.parent / "close").exists():
+            self.server_close()
+
+    with serving(way, echo, members={"service_actions": service_actions}) as served, served.client() as client:
+        assert client.ask(b"a") == b"1:a"
+        (served.server.notes.parent / "close").touch()
+        client.say(b"b")
+        assert until(lambda: served.server.fileno() == -1, 3)
+        assert served.reasons()[0] in ("drained", "done", "peer_left", "cut")
+
+
+@EVERY_WAY
 def test_served_again_after_shutdown(way: str) -> None:
     with short_folder() as folder:
         server = server_of(way, echo, notes=folder / "notes")

@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-from functools import partial
-from typing import TYPE_CHECKING
-
 from greenlet import getcurrent
 
 from ._hub import GreenThread
 from ._session import Session
-
-if TYPE_CHECKING:
-    from ._hub import Hub
 
 __all__ = ["GreenSession"]
 
@@ -26,9 +20,7 @@ class GreenSession(Session):
         if type(thread) is not GreenThread:
             super()._sleep(deadline)
             return
-        hub: Hub = thread.hub
-        # Not at once: who feeds it is the loop, which has others to feed. A datagram more may come before it runs.
-        wake = partial(hub.loop.call_soon, thread.switch)
+        wake = thread.switch
         self._sleepers.append(wake)
         try:
             if deadline is None:
@@ -37,6 +29,14 @@ class GreenSession(Session):
                 thread.park_until(deadline)
         finally:
             self._leaves(wake)
+
+    def _wake(self) -> None:
+        """Not at once: who feeds it is the loop, which has others to feed first."""
+        try:
+            wake = self._sleepers.popleft()
+        except IndexError:  # he has left
+            return
+        self._server._portico_reception.wake_later(self._server, wake)
 
     def _wake_all_soon(self) -> None:
         if self._server._portico_requests_so_far:  # else nobody has come to wait

@@ -112,8 +112,11 @@ class PeerSession(Counting):
         return not (self._told or self._closed)
 
     def _wake(self) -> None:
-        with suppress(IndexError):
-            self._sleepers.popleft()()
+        try:
+            wake = self._sleepers.popleft()
+        except IndexError:  # he has left
+            return
+        wake()
 
     def _wake_all(self) -> None:
         for _ in range(len(self._sleepers)):
@@ -147,10 +150,12 @@ class PeerSession(Counting):
 
     def _leaves(self, wake: Callable[[], object]) -> None:
         """Somebody waits no more. If it was not for what has come, that is for whoever waits, too."""
-        with suppress(ValueError):
-            self._sleepers.remove(wake)
-        if self._waiting and self._sleepers:
-            self._wake()
+        sleepers = self._sleepers
+        if sleepers:
+            with suppress(ValueError):
+                sleepers.remove(wake)
+            if sleepers and self._waiting:
+                self._wake()
 
     def _over(self) -> SessionEnded:
         return SessionEnded(f"the session with {self._address!r} has ended")

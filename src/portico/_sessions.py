@@ -39,6 +39,9 @@ class SessionReception(Reception):
         """The same, by what a datagram's sender is known by at once: found without hashing addresses."""
         self._lock = threading.RLock()  # re-entrant: a signal handler may close a session in the middle of it
         self._takes_no_more = False
+        self._in_batch = False
+        self._woken: list[Callable[[], object]] = []
+        """Those who are to go on when all that has come is with its session."""
 
     def __len__(self) -> int:
         return len(self._by_peer)
@@ -53,17 +56,22 @@ class SessionReception(Reception):
         server._portico_enter = self._enter
 
     def end(self, server: Any) -> None:
-        """Nobody feeds them any more: they are told to end, when they have read what there is."""
         super().end(server)
+        self._tell_all()
+
+    def _tell_all(self) -> None:
+        """Nobody feeds them any more: they are told to end, when they have read what there is."""
         for session in list(self._by_peer.values()):
             session.shutdown(SHUT_RD)
 
     def take_no_more(self, server: Any) -> bool:
-        """Refuse further peers from now on. Whether the loop has to go on, until the last session has ended."""
+        """Refuse further peers from now on. Whether the socket has to stay, until the last session has ended."""
         self._takes_no_more = True  # first, see `_new`
         lifecycle = server._portico_lifecycle
-        goes_on = lifecycle.running and (server._portico_serve_in is not None or lifecycle.runs_in_another_thread)
-        return bool(goes_on and self._by_peer)
+        # A loop that blocks, and is asked this in its own thread, is about to wait for them.
+        if not lifecycle.running or (server._portico_serve_in is None and lifecycle.runs_here):
+            self._tell_all()
+        return bool(self._by_peer)
 
     # -- what the loop calls
 
@@ -72,9 +80,34 @@ class SessionReception(Reception):
 
     def batch_begins(self) -> None:
         self._budget = self._most
+        self._in_batch = True
 
     def batch_over(self, server: Any) -> None:
-        return
+        """Whoever got something goes on here and now, which saves a turn of the loop; then their answers go."""
+        self._in_batch = False
+        woken, self._woken = self._woken, []
+        if not woken:
+            return
+        answering = server._portico_answering
+        answers = None if answering is None else getattr(answering, "answers", None)
+        soon = None if answers is None else answers.soon
+        if answers is not None:
+            answers.soon = None
+        try:
+            for wake in woken:
+                wake()
+        finally:
+            if answers is not None:
+                answers.soon = soon
+                if answers.waiting:
+                    answers.flush()
+
+    def wake_later(self, server: Any, wake: Callable[[], object]) -> None:
+        """In the loop's thread."""
+        if self._in_batch:
+            self._woken.append(wake)
+        else:
+            server._portico_requests.soon(wake)
 
     def _arm(self, count: int) -> None:
         return
@@ -165,8 +198,9 @@ class SessionReception(Reception):
             if self._by_peer.get(key) is session:
                 del self._by_peer[key]
                 self._by_route.pop(_route(session.address), None)
-        if self._takes_no_more and not self._by_peer:
-            session._server._portico_stop()  # it has gone on for the last of them
+        server = session._server
+        if self._takes_no_more and not self._by_peer and server._portico_loop is not None:
+            server._portico_stop()  # it has gone on for the last of them
 
 
 def _route(address: Any) -> Any:
