@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -307,3 +309,40 @@ def test_a_server_that_wants_no_watch_takes_it_from_nobody(first: str) -> None:
     with together(*(both if first == "watched" else both[::-1])):
         assert ask(both[1]) == b""
         assert ask(both[0]) == b"1"
+
+
+LOOKED_AT_DURING_COLLECTIONS = """
+import gc, socket, time, portico
+
+class Cycle:
+    def __init__(self):
+        self.me = self
+
+    def __del__(self):
+        time.sleep(0.0005)  # lets other threads run, as the closing of a socket does
+
+def deep(number):
+    return deep(number - 1) if number else (Cycle(), sum(range(2000)))
+
+def handler(request, client_address, server):
+    for _ in range(50):
+        deep(30)
+    request[1].sendto(b"x", client_address)
+
+gc.set_threshold(20, 2, 2)
+server = portico.GreenUDPServer(("127.0.0.1", 0), handler, blocking_warning=0.0002, event_loop="asyncio")
+server.handle_event = lambda event: None
+with server.background(), socket.socket(type=socket.SOCK_DGRAM) as client:
+    end = time.monotonic() + 2
+    while time.monotonic() < end:
+        client.sendto(b"x", server.server_address)
+        client.recv(10)
+"""
+
+
+def test_a_collection_while_it_looks_does_not_end_the_process() -> None:
+    """Python 3.11 crashes if a frame is over before its object is made; here within a second, mostly."""
+    done = subprocess.run(
+        [sys.executable, "-c", LOOKED_AT_DURING_COLLECTIONS], capture_output=True, text=True, timeout=50, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")

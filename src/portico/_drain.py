@@ -16,6 +16,7 @@ from collections import deque
 from time import monotonic
 
 from . import logs
+from ._system import frame_of
 from .lifecycle import Drained, DrainWaiting, EndReason, HookFailed, Verb
 from .reports import DrainReport
 
@@ -264,7 +265,7 @@ def stack_of(connection: Connection) -> str:
     frame = getattr(runner, "gr_frame", None)  # a green thread that waits
     if frame is None:
         thread = getattr(runner, "ident", None) or connection._server._portico_loop_thread
-        frame = sys._current_frames().get(thread or 0)
+        frame = frame_of(thread or 0)
     return "".join(traceback.format_stack(frame)) if frame is not None else "no stack"
 
 

@@ -6,6 +6,7 @@ another instead of patching `os` or sleeping. Sockets are not here: tests use re
 
 from __future__ import annotations
 
+import gc
 import os
 import select
 import sys
@@ -15,13 +16,33 @@ import time
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, MutableMapping
+    from types import FrameType
     from typing import Any, Final, NoReturn
 
-__all__ = ["System"]
+__all__ = ["System", "frame_of"]
 
 _FORK_WARNS: Final = sys.version_info >= (3, 12)
 # Matches this module alone. Made by hand, as Python makes its own defaults: warnings.filterwarnings() imports `re`.
 _QUIET_FORK: Final = ("ignore", None, DeprecationWarning, __name__, 0)
+
+
+def frame_of(thread: int) -> FrameType | None:
+    """The innermost frame that a thread is in at this moment; None if there is no such thread.
+
+    Python 3.11 makes frames into objects when somebody looks at them. If that sets off a collection, which lets the
+    other thread run on, the frame is over before its object is made, and the process crashes. So none is set off.
+    """
+    collects = sys.version_info < (3, 12) and gc.isenabled()
+    if collects:
+        gc.disable()
+    try:
+        top = frame = sys._current_frames().get(thread)
+        while frame is not None:  # those below it as well, for whoever looks further
+            frame = frame.f_back
+        return top
+    finally:
+        if collects:
+            gc.enable()
 
 
 class System:

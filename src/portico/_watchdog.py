@@ -6,7 +6,6 @@ stays idle.
 
 from __future__ import annotations
 
-import sys
 import threading
 import traceback
 from time import monotonic
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import logs
 from ._hub import GreenThread, Hub
+from ._system import frame_of
 from .lifecycle import LoopHeld
 
 if TYPE_CHECKING:
@@ -84,8 +84,7 @@ class Watchdog:
 
     def _running(self) -> tuple[GreenThread | None, FrameType | None]:
         """The green thread that has the loop's OS thread now, and the innermost frame in it."""
-        top: FrameType | None = sys._current_frames().get(self._hub.thread)
-        frame = top
+        frame = top = frame_of(self._hub.thread)
         while frame is not None:
             if frame.f_code is GreenThread._run_job.__code__:
                 thread: Any = frame.f_locals.get("self")
