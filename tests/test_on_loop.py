@@ -329,3 +329,18 @@ def test_requests_that_go_on_after_shutdown_are_ended_by_closing(way: str) -> No
         assert steps == ["waits"]
         serving.server_close()
         assert steps == ["waits", "ended"]
+
+
+@pytest.mark.parametrize("event_loop", LOOPS)
+def test_a_datagram_on_a_loop_of_its_own_is_answered_before_that_is_closed(event_loop: str) -> None:
+    def answer(request: Any, client_address: Any, _: Any) -> None:
+        request[1].sendto(b"yes", client_address)
+
+    with (
+        portico.GreenUDPServer(LOOPBACK, answer, event_loop=event_loop) as serving,
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client,
+    ):
+        client.settimeout(5)
+        client.sendto(b"?", serving.server_address)
+        serving.handle_request()
+        assert client.recv(10) == b"yes"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 from collections import deque
 from collections.abc import Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
@@ -96,13 +97,14 @@ def test_what_arrives_is_exact(way: str) -> None:
     @settings(max_examples=60, deadline=None)
     @given(pieces=st.lists(st.binary(min_size=1, max_size=50), max_size=8), out=FATES, back=FATES)
     def is_exact(pieces: list[bytes], out: list[str], back: list[str]) -> None:
-        network = Network(server.server_address, out, back)  # each example is a peer of its own
-        try:
-            assert sent_over(network, pieces) == b"".join(pieces)
-        finally:
-            network.sock.close()
+        network = Network(server.server_address, out, back)
+        # Open to the end: another one with the same port would be the same peer, whose session still lingers.
+        stack.callback(network.sock.close)
+        assert sent_over(network, pieces) == b"".join(pieces)
 
-    with short_folder() as folder, server_of(way, receives, notes=folder / "notes").background() as server:
+    with ExitStack() as stack:
+        folder = stack.enter_context(short_folder())
+        server = stack.enter_context(server_of(way, receives, notes=folder / "notes").background())
         is_exact()
 
 

@@ -847,6 +847,17 @@ def test_handle_request_begins_one() -> None:
             assert (one.hear(), two.hear()) == (b"2:c", b"1:b")
 
 
+@pytest.mark.parametrize("way", [way for way in WAYS if WAYS[way].prefix in ("Green", "Async")])
+def test_handle_request_on_a_loop_of_its_own_is_fed_by_nobody(way: str) -> None:
+    with short_folder() as folder:
+        server = server_of(way, echo, notes=folder / "notes")
+        with server, Client(server) as client:
+            client.say(b"a")
+            server.handle_request()
+            assert client.hear() == b"1:a"
+            assert (folder / "notes").read_text() == "end\nfinish\n"
+
+
 def test_many_at_once_from_many_threads() -> None:
     def talk(served: Any) -> bool:
         with served.client() as client:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import mmap
 import socket
+from contextlib import suppress
 from struct import Struct
 from time import monotonic
 
@@ -42,9 +43,8 @@ class ForkedTally(SessionTally):
     page: Any
 
     def traffic(self, sock: Any) -> Traffic:
-        page = self.page
-        if page is not None:
-            _, self.sent, said = _DONE.unpack_from(page, _WHERE)
+        with suppress(TypeError, ValueError):  # there is none, or it has just been closed
+            _, self.sent, said = _DONE.unpack_from(self.page, _WHERE)
             self.said = max(self.said, said)
         return super().traffic(sock)
 
@@ -86,13 +86,15 @@ class ForkedSession(Session):
 
     def feed(self, payload: bytes) -> None:
         """Forward it. The child may have ended meanwhile, which is not noticed at once."""
-        if self._told or self._fed - self._read_by_child() >= self._most:
-            return self._drop("session_ended" if self._told else "session_queue")
+        if self._told:
+            return self._drop("session_ended")
         try:
+            if self._fed - self._read_by_child() >= self._most:
+                return self._drop("session_queue")
             self.pipe.send(b"\0" + payload)
         except (BlockingIOError, InterruptedError):
             return self._drop("session_queue")
-        except OSError:
+        except (OSError, TypeError, ValueError):  # closed a moment ago, there or here
             return self._drop("session_ended")
         self._fed += 1
         self.tally.received += len(payload)

@@ -286,6 +286,8 @@ class OnLoop(Serving):
 
     def _portico_answer_through(self, engine: AsyncioLoop, sock: Any) -> socket.socket:
         answering = self._portico_answering = self._portico_taken_over(engine, sock.dup())
+        engine.closing.callback(set_blocking_again, sock)  # the mode is the file's, which both share
+        engine.closing.callback(answering.close)
         peers = getattr(sock, "peers", None)
         if peers is not None:
             answering.answers = answers = Answers(  # type: ignore[attr-defined]
@@ -294,9 +296,7 @@ class OnLoop(Serving):
             if self._portico_queue is not None:
                 self._portico_queue.answers = answers
             answers.thread, answers.soon = threading.get_ident(), engine.loop.call_soon
-            engine.closing.callback(answers.flush)
-        engine.closing.callback(set_blocking_again, sock)  # the mode is the file's, which both share
-        engine.closing.callback(answering.close)
+            engine.closing.callback(answers.flush)  # before it is closed: the last one called is the first one here
         return answering
 
     def _portico_taken_over(self, engine: AsyncioLoop, sock: socket.socket) -> socket.socket:
@@ -317,6 +317,8 @@ class OnLoop(Serving):
         self._portico_check_handler(self.RequestHandlerClass)
         engine = _engine.AsyncioLoop(asyncio.get_running_loop())
         self._portico_join(engine)
+        if self._portico_has_sessions:
+            request.shutdown(socket.SHUT_RD)  # nobody feeds it
         try:
             await self._portico_start(engine, self._portico_suited(engine, request), client_address)
         finally:

@@ -8,6 +8,7 @@ for those who read from it, is `_session`'s.
 from __future__ import annotations
 
 import threading
+from collections import deque
 from functools import partial
 from socket import SHUT_RD
 
@@ -40,7 +41,7 @@ class SessionReception(Reception):
         self._lock = threading.RLock()  # re-entrant: a signal handler may close a session in the middle of it
         self._takes_no_more = False
         self._in_batch = False
-        self._woken: list[Callable[[], object]] = []
+        self._woken: deque[Callable[[], object]] = deque()
         """Those who are to go on when all that has come is with its session."""
 
     def __len__(self) -> int:
@@ -85,7 +86,7 @@ class SessionReception(Reception):
     def batch_over(self, server: Any) -> None:
         """Whoever got something goes on here and now, which saves a turn of the loop; then their answers go."""
         self._in_batch = False
-        woken, self._woken = self._woken, []
+        woken, self._woken = self._woken, deque()
         if not woken:
             return
         answering = server._portico_answering
@@ -94,9 +95,11 @@ class SessionReception(Reception):
         if answers is not None:
             answers.soon = None
         try:
-            for wake in woken:
-                wake()
+            while woken:
+                woken.popleft()()
         finally:
+            for wake in woken:  # left over by what ends the loop
+                server._portico_requests.soon(wake)
             if answers is not None:
                 answers.soon = soon
                 if answers.waiting:
