@@ -226,6 +226,11 @@ class AsyncDatagramSocket(AsyncSocket):
             return await super().sendto(data, flags, address)
         return int(await self._call(_WRITE, send_now, data, flags, route))
 
+    def setsockopt(self, *arguments: Any) -> None:
+        if self.answers is not None:
+            self.answers.flush()  # what was sent before an option was set must not be changed by it
+        super().setsockopt(*arguments)
+
 
 class CountedAsyncSocket(Counting, AsyncSocket):
     """An `AsyncSocket` that counts what goes over it."""

@@ -72,21 +72,25 @@ class DatagramPool:
                 return error
         self._server._portico_taken += len(arrived)
         self.waiting.extend([((payload, sock), client_address) for payload, client_address in arrived])
+        sock.peers.heard_all(arrived)
         arrived.clear()
         self.look()
         return True
 
-    def look(self) -> float | None:
-        """Start more takers if it is time; returns the seconds until it has to be looked again, if it has."""
+    def look(self, context: contextvars.Context | None = None) -> float | None:
+        """Start more takers if it is time; returns the seconds until it has to be looked again, if it has.
+
+        A taker says in which context: its own is that of the request it has handled last.
+        """
         if not self.waiting:
             return None
         try:
-            self.start_more()
+            self.start_more(context)
         except RuntimeError:  # no thread to be had now; what waits is not lost
             pass
         return _LOOK
 
-    def start_more(self, *, at_once: bool = False) -> None:
+    def start_more(self, context: contextvars.Context | None = None, *, at_once: bool = False) -> None:
         """Twice as many takers, if half of them are held up, or one more `at_once`."""
         with self._lock:
             takers, waiting = self._takers, len(self.waiting)
@@ -99,9 +103,9 @@ class DatagramPool:
             more = min(waiting, max(1, takers), self.most - self._takers)
             self._takers += max(0, more)
         for number in range(more):
-            context = request_context(self._server)
+            fresh = request_context(self._server) if context is None else context.copy()
             try:
-                self.workers.submit(partial(context.run, self._take, context.copy()))
+                self.workers.submit(partial(fresh.run, self._take, fresh.copy()))
             except BaseException:
                 with self._lock:
                     self._takers -= more - number
@@ -120,7 +124,7 @@ class DatagramPool:
         """What a taker runs. It goes on while its context is as it was, and its thread has not done its share."""
         me, goes_on = threading.get_ident(), True
         try:
-            while goes_on and self.waiting:
+            while goes_on and self.waiting and self._takers <= self.most:
                 try:
                     request, client_address = self.waiting.popleft()
                 except IndexError:  # another taker was first
@@ -132,7 +136,7 @@ class DatagramPool:
             with self._lock:
                 self._busy.pop(me, None)
                 self._takers -= 1
-            self.look()  # for what was put in meanwhile
+            self.look(pristine)  # for what was put in meanwhile
 
     def _run(self, request: Any, client_address: Any) -> None:
         server, made, handle = self._server, self.made, self.handle

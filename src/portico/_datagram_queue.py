@@ -63,8 +63,7 @@ class DatagramQueue:
         self._server._portico_taken += len(arrived)
         self._put += len(arrived)
         self.waiting.extend([((payload, answering), client_address) for payload, client_address in arrived])
-        if sock.peers.last is not None:
-            sock.peers.last.update({client_address: client_address for _, client_address in arrived})
+        sock.peers.heard_all(arrived)
         arrived.clear()
         return True
 

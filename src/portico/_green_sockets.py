@@ -307,6 +307,11 @@ class GreenDatagramSocket(GreenSocket):
             return super().sendto(data, flags, address)
         return int(self._call(WRITE, send_now, data, flags, route, flags=flags))
 
+    def setsockopt(self, *arguments: Any) -> None:
+        if self.answers is not None:
+            self.answers.flush()  # what was sent before an option was set must not be changed by it
+        super().setsockopt(*arguments)
+
 
 class CountedGreenSocket(CountingReads, GreenSocket):
     """A `GreenSocket` that counts what goes over it, where the kernel does not."""

@@ -14,6 +14,7 @@ from ._addresses import unmapped
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from typing import Any, Final
 
 __all__ = ["NAME_LENGTH", "PeerAddress", "Peers", "Route"]
@@ -120,7 +121,9 @@ class Peers:
             length, level, kind = _PKTINFO[self._family]
             content = next((found[2] for found in ancillary if found[:2] == (level, kind)), b"")
             key += (_HEAD.pack(length, level, kind) + content).ljust(self.control_length, b"\0")
-        return self.known.get(key) or self.learn(key)
+        found = self.known.get(key) or self.learn(key)
+        self.heard(found)
+        return found
 
     def named(self, address: tuple[Any, ...]) -> PeerAddress | None:
         """The sender of that address who was heard last, for a handler that has put the address together itself."""
@@ -130,6 +133,11 @@ class Peers:
         """A datagram of this one is handled now."""
         if self.last is not None:
             self.last[sender] = sender
+
+    def heard_all(self, arrived: Iterable[tuple[bytes, PeerAddress]]) -> None:
+        """Datagrams of these will be handled in this order."""
+        if self.last is not None:
+            self.last.update((sender, sender) for _, sender in arrived)
 
     def ancillary(self, route: Route, *, any_interface: bool = False) -> list[tuple[int, int, bytes]]:
         """What `sendmsg` needs to send from the address that was asked; by the same interface, or as the routes say."""

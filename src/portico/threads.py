@@ -261,7 +261,7 @@ class ThreadingMixIn(Serving):
         if not self._portico_pools_datagrams() or reception is None:
             return super()._portico_taker()
         pool = self._portico_ready_pool()
-        made: Any = self.RequestHandlerClass if reception.short and self._portico_bounded else None
+        made: Any = self.RequestHandlerClass if self._portico_bounded and reception.may_take(self) else None
         pool.made, pool.handle = made, made.handle if does_no_more(made, BaseRequestHandler) else None
         if made is None:
             return super()._portico_taker()
