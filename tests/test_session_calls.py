@@ -209,6 +209,14 @@ def test_no_datagram_is_lost_between_looking_and_waiting() -> None:
             assert session.recv() == b"%d" % number
 
 
+def test_the_classes_are_there_for_annotations() -> None:
+    with lent() as (session, _):
+        assert isinstance(session, portico.Session)
+    assert portico.AsyncSession.__name__ == "AsyncSession"
+    assert portico.Session.__doc__
+    assert portico.AsyncSession.__doc__
+
+
 def test_session_ended_is_an_error_of_a_connection() -> None:
     assert issubclass(portico.SessionEnded, (portico.PorticoError, ConnectionAbortedError))
     error = pickle.loads(pickle.dumps(portico.SessionEnded("it has ended")))

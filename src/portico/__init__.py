@@ -34,7 +34,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any as _Any
 
+    from ._async_session import AsyncSession as AsyncSession
     from ._connection import Connection as Connection
+    from ._session import Session as Session
     from .aio import AsyncBaseRequestHandler as AsyncBaseRequestHandler
     from .aio import AsyncDatagramRequestHandler as AsyncDatagramRequestHandler
     from .aio import AsyncMixIn as AsyncMixIn
@@ -95,6 +97,14 @@ def __getattr__(name: str) -> "_Any":
         from . import _connection, reports
 
         modules = (_connection, reports)
+    elif name == "Session":
+        from . import _session
+
+        modules = (_session,)
+    elif name == "AsyncSession":
+        from . import _async_session
+
+        modules = (_async_session,)
     elif name.startswith("Async"):
         from . import aio, async_presets
 

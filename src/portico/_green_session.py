@@ -33,7 +33,7 @@ class GreenSession(Session):
     def _wake(self) -> None:
         """Not at once: who feeds it is the loop, which has others to feed first."""
         try:
-            wake = self._sleepers.popleft()
+            wake = self._sleepers.pop(0)
         except IndexError:  # he has left
             return
         self._server._portico_reception.wake_later(self._server, wake)

@@ -64,7 +64,7 @@ class PeerSession(Counting):
         self._address = address
         self._most: int = server.session_queue
         self._waiting = deque((payload,))
-        self._sleepers: deque[Callable[[], object]] = deque()
+        self._sleepers: list[Callable[[], object]] = []  # mostly empty, which a deque is not in memory
         """Wakes those who wait for a datagram. To be called where it is fed; a wake-up is a hint."""
         self._told = self._cut = self._mute = self._closed = False
         self._entry: Connection | None = None
@@ -113,7 +113,7 @@ class PeerSession(Counting):
 
     def _wake(self) -> None:
         try:
-            wake = self._sleepers.popleft()
+            wake = self._sleepers.pop(0)
         except IndexError:  # he has left
             return
         wake()

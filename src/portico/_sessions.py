@@ -150,19 +150,20 @@ class SessionReception(Reception):
     def _new(self, server: Any, payload: bytes, address: Any) -> PeerSession | None:
         """A session for this peer; None if he has one, and is heard by another way, or may not have one."""
         with self._lock:
-            session = self._by_peer.get(_key(address))
-            if session is not None:
-                self._by_route.pop(_route(session.address), None)
-                session.moved(address)
-                self._by_route[_route(address)] = session
-                session.feed(payload)
-                return None
-            reason = self._reason_against(server, address)
-            if reason is None:
+            known = self._by_peer.get(_key(address))
+            reason = self._reason_against(server, address) if known is None else None
+            session: PeerSession | None = None
+            if known is not None:
+                self._by_route.pop(_route(known.address), None)
+                known.moved(address)
+                self._by_route[_route(address)] = known
+            elif reason is None:
                 session = server._portico_make_session(address, payload)
                 self._by_peer[_key(address)] = self._by_route[_route(address)] = session
                 # Who sets this first, and then looks who is there, has seen this one, or is seen here.
                 reason = "draining" if self._takes_no_more else None
+        if known is not None:
+            known.feed(payload)
         if reason is None:
             return session
         if session is not None:
