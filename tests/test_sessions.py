@@ -737,6 +737,21 @@ def test_a_child_that_is_killed_ends_its_session_and_the_next_is_another() -> No
         assert served.reasons(2) == ["killed", "done"]
 
 
+def test_a_peer_may_come_again_before_his_child_is_reaped() -> None:
+    class Lingers(portico.BaseRequestHandler):
+        def handle(self) -> None:
+            self.request.send(self.request.recv())
+            self.request.close()
+            self.request._server._portico_system.sleep(0.3)
+
+    with serving("forks", None, handler=Lingers) as served, served.client() as client:
+        for number in range(1, 4):
+            assert client.ask(b"a") == b"a"
+            time.sleep(0.05)
+            assert len(served.server.connections()) == number
+        assert served.reasons(3) == ["done"] * 3
+
+
 def test_the_parent_keeps_nothing_of_sessions_in_processes() -> None:
     with serving("forks", echo) as served:
         for number in range(1, 11):

@@ -52,7 +52,7 @@ class ForkedTally(SessionTally):
 class ForkedSession(Session):
     """In the parent it is fed; in the child it is a `Session` for the handler."""
 
-    __slots__ = ("_child", "_done", "_fed", "_page", "pipe")
+    __slots__ = ("_child", "_done", "_fed", "_gone", "_page", "pipe")
 
     def __init__(self, server: Any, address: Any, payload: bytes) -> None:
         super().__init__(server, address, payload)
@@ -61,6 +61,7 @@ class ForkedSession(Session):
         self._fed = 1
         self._done = 0
         self._page: Any = None
+        self._gone = False
         self._child: Any = None
         self.pipe: Any = None
         """The end of the pair that this process has."""
@@ -84,22 +85,27 @@ class ForkedSession(Session):
         self._child = None
         self._waiting.clear()
 
-    def feed(self, payload: bytes) -> None:
-        """Forward it. The child may have ended meanwhile, which is not noticed at once."""
+    def feed(self, payload: bytes) -> bool:
+        """Forward it. The child may have ended its session, and not have been reaped yet."""
         if self._told:
-            return self._drop("session_ended")
+            return self._cannot_take()
         try:
             if self._fed - self._read_by_child() >= self._most:
-                return self._drop("session_queue")
+                return self._cannot_take()
             self.pipe.send(b"\0" + payload)
         except (BlockingIOError, InterruptedError):
-            return self._drop("session_queue")
-        except (OSError, TypeError, ValueError):  # closed a moment ago, there or here
-            return self._drop("session_ended")
+            return self._cannot_take()
+        except (OSError, TypeError, ValueError):  # closed, there or here
+            self._gone = True
+            return False
         self._fed += 1
         self.tally.received += len(payload)
         self.tally.heard = monotonic()
-        return None
+        return True
+
+    @property
+    def over(self) -> bool:
+        return self._closed or self._gone
 
     def _read_by_child(self) -> int:
         read: int = _DONE.unpack_from(self._page, _WHERE)[0]

@@ -82,11 +82,14 @@ class PeerSession(Counting):
         connection.kept = self
         connection.tally = self.tally
 
-    def feed(self, payload: bytes) -> None:
-        """A further datagram has come. In the hot path of each; in the loop's thread."""
+    def feed(self, payload: bytes) -> bool:
+        """A further datagram has come. In the hot path of each; in the loop's thread.
+
+        False if this session is over, so that the datagram is for the next one; what it has no room for is dropped.
+        """
         waiting = self._waiting
         if self._told or len(waiting) >= self._most:
-            return self._drop("session_ended" if self._told else "session_queue")
+            return self._cannot_take()
         waiting.append(payload)
         tally = self.tally
         tally.received += len(payload)
@@ -95,7 +98,18 @@ class PeerSession(Counting):
             self._wake()
         if self._closed:  # a moment ago, by its handler
             self._drop_rest()
-        return None
+        return True
+
+    def _cannot_take(self) -> bool:
+        if self._closed:
+            return False
+        self._drop("session_ended" if self._told else "session_queue")
+        return True
+
+    @property
+    def over(self) -> bool:
+        """Whether its peer may have another one."""
+        return self._closed
 
     def moved(self, address: Any) -> None:
         """The same peer, heard by another way; answers go back by that one from now on."""

@@ -127,9 +127,9 @@ class SessionReception(Reception):
             while arrived:
                 payload, address = arrived.popleft()
                 session = find(address.route)
-                if session is not None:
-                    session.feed(payload)
-                elif (session := self._new(server, payload, address)) is not None:
+                if session is not None and session.feed(payload):
+                    continue
+                if (session := self._new(server, payload, address)) is not None:
                     return session, address
             self.refill(server, sock)
 
@@ -139,9 +139,9 @@ class SessionReception(Reception):
             self._budget -= served
             (payload, _), address = super().receive_one(server, sock, flags)
             session = self._by_route.get(getattr(address, "route", address))
-            if session is not None:
-                session.feed(payload)
-            elif (session := self._new(server, payload, address)) is not None:
+            if session is not None and session.feed(payload):
+                continue
+            if (session := self._new(server, payload, address)) is not None:
                 return session, address
         raise BlockingIOError
 
@@ -151,6 +151,9 @@ class SessionReception(Reception):
         """A session for this peer; None if he has one, and is heard by another way, or may not have one."""
         with self._lock:
             known = self._by_peer.get(_key(address))
+            if known is not None and known.over:
+                self.forget(known)
+                known = None
             reason = self._reason_against(server, address) if known is None else None
             session: PeerSession | None = None
             if known is not None:
@@ -162,8 +165,8 @@ class SessionReception(Reception):
                 self._by_peer[_key(address)] = self._by_route[_route(address)] = session
                 # Who sets this first, and then looks who is there, has seen this one, or is seen here.
                 reason = "draining" if self._takes_no_more else None
-        if known is not None:
-            known.feed(payload)
+        if known is not None:  # who may have come to his end just now
+            return None if known.feed(payload) else self._new(server, payload, address)
         if reason is None:
             return session
         if session is not None:
