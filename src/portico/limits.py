@@ -259,9 +259,8 @@ ACCESS_LOG: Final = Setting[str | None](
 )
 
 LIMITS: Final = tuple(value for value in list(globals().values()) if isinstance(value, Setting))
-LIVE: Final = tuple(
-    setting.name for setting in LIMITS if setting.name not in ("keepalive", "tcp_user_timeout", "reuse_threads")
-)
+_AT_THE_START: Final = ("keepalive", "tcp_user_timeout", "reuse_threads")
+LIVE: Final = (*(setting.name for setting in LIMITS if setting.name not in _AT_THE_START), "max_datagrams")
 """What is read again while a server runs."""
 
 
