@@ -303,7 +303,7 @@ class Managed:
             self._portico_end_timers()
 
     def _portico_goes_on(self) -> bool:
-        """Let nobody in any more; whether the socket has to stay, for those who are in and read or answer through it."""
+        """Let nobody in any more; whether the socket has to stay, for those who are in and go on through it."""
         return False
 
     def _portico_take_no_more(self) -> None:

@@ -144,7 +144,7 @@ class Reception:
 
     def left_over(self, server: Any) -> bool:
         """Whether something has been received, and not been taken."""
-        return self.batched is not None and self.batched is server.socket and bool(self.batched.arrived)
+        return bool(getattr(server.socket, "arrived", None))
 
     def taker(self, server: Any) -> Callable[[], bool | Exception | None]:
         """What the loop calls for each request, where that is not `take`."""
