@@ -50,7 +50,7 @@ def apply(server: Any) -> Iterator[BufferShort]:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
     if sock.family not in _INET:
         return
-    tell_destination(sock, wanted=sock.getsockname()[0] in ("0.0.0.0", "::"))
+    tell_destination(sock, wanted=sock.getsockname()[0] in ("0.0.0.0", "::", "::ffff:0.0.0.0"))
     if server.udp_gro:
         try:
             sock.setsockopt(*_UDP_GRO, 1)

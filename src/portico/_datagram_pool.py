@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any, Final
 
+    from ._reception import Reception
     from ._workers import Workers
 
 __all__ = ["DatagramPool"]
@@ -62,12 +63,12 @@ class DatagramPool:
         self.waiting.append((request, client_address))
         self.start_more(at_once=self._server._portico_loop is None)  # where nobody looks again
 
-    def take(self, sock: Any, refill: Callable[[], None]) -> bool | Exception:
+    def take(self, reception: Reception, sock: Any) -> bool | Exception | None:
         """Put in what has arrived, all of it, in the place of `_handle_request_noblock` for each."""
         arrived = sock.arrived
         if not arrived:
             try:
-                refill()
+                reception.refill(self._server, sock)
             except OSError as error:
                 return error
         self._server._portico_taken += len(arrived)
@@ -75,7 +76,7 @@ class DatagramPool:
         sock.peers.heard_all(arrived)
         arrived.clear()
         self.look()
-        return True
+        return reception.more()
 
     def look(self, context: contextvars.Context | None = None) -> float | None:
         """Start more takers if it is time; returns the seconds until it has to be looked again, if it has.

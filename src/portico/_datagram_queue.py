@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from ._datagrams import Answers
     from ._on_loop import Requests
+    from ._reception import Reception
 
 __all__ = ["DatagramQueue"]
 
@@ -33,6 +34,9 @@ class DatagramQueue:
         self._takers = 1
         self._told = 0
         self.waiting: deque[tuple[Any, Any]] = deque()
+        """Requests, or mere payloads, each with its client's address."""
+        self.answering: Any = None
+        """The socket that makes a payload a request."""
         self.turn = 0
         """Counts the times that takers were started: one who finds another number has waited meanwhile."""
         self.ended = 0
@@ -52,20 +56,20 @@ class DatagramQueue:
             self._begin()
             self._loop.call_soon(self.deal)
 
-    def take(self, sock: Any, answering: Any, refill: Callable[[], None]) -> bool | Exception:
+    def take(self, reception: Reception, sock: Any) -> bool | Exception | None:
         """Put in what has arrived, all of it, in the place of `_handle_request_noblock` for each."""
         arrived = sock.arrived
         if not arrived:
             try:
-                refill()
+                reception.refill(self._server, sock)
             except OSError as error:
                 return error
         self._server._portico_taken += len(arrived)
         self._put += len(arrived)
-        self.waiting.extend([((payload, answering), client_address) for payload, client_address in arrived])
+        self.waiting.extend(arrived)
         sock.peers.heard_all(arrived)
         arrived.clear()
-        return True
+        return reception.more()
 
     def batch_over(self) -> None:
         """The loop has taken what there was: deal it out here and now, which saves a turn of the loop."""
@@ -120,6 +124,7 @@ class DatagramQueue:
             connections.refuse(self._server, "queue_full", client_address)
         self._put -= len(self.waiting)
         self.waiting.clear()
+        self._requests.discard(self)  # nobody may come to deal again, if the loop has been left by Ctrl-C
 
     # -- as one of the server's requests, that is to be ended
 

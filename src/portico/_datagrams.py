@@ -25,13 +25,17 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any, Final
 
-__all__ = ["BATCH", "Answers", "DatagramSocket", "Shape", "flush_answers", "knows_peers", "receive_one", "send_now"]
+__all__ = [
+    "BATCH", "LONGEST", "MANY", "Answers", "DatagramSocket", "Shape", "flush_answers", "knows_peers", "receive_one",
+    "send_now",
+]  # fmt: skip
 
 BATCH: Final = 64
 """Datagrams received or sent by one call, at most (`_mmsg` says why)."""
 _Socket: Any = socket.SocketType
-_LONGEST: Final = 65507
-_WILDCARDS: Final = ("0.0.0.0", "::")
+LONGEST: Final = 65507
+"""Bytes of the longest datagram over IPv4 (RFC 768: 65535 with its head and IP's)."""
+_WILDCARDS: Final = ("0.0.0.0", "::", "::ffff:0.0.0.0")
 _LINUX: Final = (sys.platform, os.name) == ("linux", "posix") and sys.maxsize > 1 << 32  # `_mmsg` knows no others
 _PEEK: Final = int(socket.MSG_PEEK)
 _ANCILLARY: Final = socket.CMSG_SPACE(64) if hasattr(socket, "CMSG_SPACE") else 0
@@ -39,8 +43,8 @@ _ANCILLARY: Final = socket.CMSG_SPACE(64) if hasattr(socket, "CMSG_SPACE") else 
 _CANNOT_CUT: Final = (errno.EIO, errno.EINVAL, errno.EOPNOTSUPP)
 # Milliseconds that answers wait for room in the kernel before the first is given up.
 _PATIENCE: Final = 10_000
-# Answers that may wait on a loop for room, before who has more waits himself.
-_MANY: Final = 1024
+MANY: Final = 1024
+"""Answers that may wait on a loop for room, before who has more waits himself."""
 # What a forked child must not send once more. Of the process, as a fork is.
 _live: Final[WeakSet[Answers]] = WeakSet()
 
@@ -91,14 +95,14 @@ class Answers:
     """
 
     __slots__ = (
-        "__weakref__", "_lock", "_outgoing", "_peers", "_sock", "joined", "soon", "thread", "unsent", "waiting"
+        "__weakref__", "_lock", "_outgoing", "_sock", "joined", "peers", "soon", "thread", "unsent", "waiting"
     )  # fmt: skip
 
     def __init__(self, sock: Any, peers: Peers, unsent: Callable[..., None], *, joined: bool) -> None:
         from ._mmsg import Outgoing  # not before there is a server
 
         self._sock = ref(sock)  # which knows its answers
-        self._peers = peers
+        self.peers = peers
         self.unsent = unsent
         self.joined = joined
         self._outgoing = Outgoing(peers, joined=joined)
@@ -118,7 +122,7 @@ class Answers:
         if type(address) is not PeerAddress or get_ident() != self.thread or type(data) is not bytes:
             return False
         waiting, route = self.waiting, address.route
-        if route.peers is not self._peers or len(data) > _LONGEST or len(waiting) >= _MANY:
+        if route.peers is not self.peers or len(data) > LONGEST or len(waiting) >= MANY:
             return False
         if not waiting and self.soon is not None:
             self.soon(self.flush)
@@ -128,9 +132,9 @@ class Answers:
     def route(self, address: Any) -> Route | None:
         """The way to whom a handler means: as he was received, or with his address put together by the handler."""
         if type(address) is tuple:
-            address = self._peers.named(address)
+            address = self.peers.named(address)
         route = address.route if type(address) is PeerAddress else None
-        return route if route is not None and route.peers is self._peers else None
+        return route if route is not None and route.peers is self.peers else None
 
     def flush(self) -> None:
         """Send them. One that cannot be sent is told of, and does not hold up the others."""
@@ -248,7 +252,7 @@ class DatagramSocket(ServerSocket):
             return super().sendto(data, address, *(() if real_address is None else (real_address,)))
         if type(address) is PeerAddress and type(data) is bytes and get_ident() == answers.thread:
             waiting, route, size = answers.waiting, address.route, len(data)  # what `keep` does, without a call
-            if route.peers is self.peers and size <= _LONGEST and len(waiting) < _MANY:
+            if route.peers is self.peers and size <= LONGEST and len(waiting) < MANY:
                 waiting.append((data, route))
                 return size
         flags, address = (0, address) if real_address is None else (address, real_address)

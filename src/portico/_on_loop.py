@@ -269,8 +269,8 @@ class OnLoop(Serving):
             return super()._portico_taker()
         sock, answering = reception.batched, self._portico_answering
         queue.made, queue.handle = self.RequestHandlerClass, self._portico_handle_of(self.RequestHandlerClass)
-        answering = answering if answering is not None else self._portico_answer_through(engine, sock)
-        return partial(queue.take, sock, answering, partial(reception.refill, self, sock))
+        queue.answering = answering if answering is not None else self._portico_answer_through(engine, sock)
+        return partial(queue.take, reception, sock)
 
     def _portico_suited(self, engine: AsyncioLoop, request: Any) -> Any:
         """The request with a socket that leaves the loop alone. What is no plain socket (TLS, an object) stays."""

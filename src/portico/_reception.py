@@ -26,11 +26,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Reception", "take"]
 
-# Seconds a datagram beyond which a batch's answers are sent one by one: what they would have saved is nothing then, and
-# the first had to wait for the last.
+# Seconds a datagram beyond which the next batch's answers are sent one by one: what they would have saved is nothing then,
+# and the first had to wait for the last. So are those of the first batch, of which nothing is known.
 _SLOW: Final = 50e-6
-# So many batches are, before it is tried again.
-_SLOW_FOR: Final = 100
 # Seconds between two words about datagrams that were cut off.
 _QUIET: Final = 60.0
 _NEVER: Final = float("-inf")
@@ -55,7 +53,7 @@ class Reception:
         self._since = 0.0
         self._count = 0
         self._budget = 0
-        self._slow = 0
+        self._slow = True
         self._buffer: bytearray | None = None
         self._truncated = 0
         self._told_at = _NEVER
@@ -120,27 +118,31 @@ class Reception:
             raise BlockingIOError
         self._arm(len(sock.arrived))
 
+    def more(self) -> bool | None:
+        """What is returned to the loop when all that has arrived is taken: True if there may be more this time."""
+        return True if self._budget else None
+
     def batch_over(self, server: Any) -> None:
         """The loop looks up: answers that wait are sent."""
         if server._portico_queue is not None:
             server._portico_queue.batch_over()
             return
         answers: Any = self.batched.answers  # type: ignore[union-attr]
-        if answers.thread:
-            answers.flush()
-            answers.thread = 0
-            if monotonic() - self._since > self._count * _SLOW:
-                self._slow = _SLOW_FOR
-        elif self._slow:
-            self._slow -= 1
+        if self._since:
+            if answers.thread:
+                answers.flush()
+                answers.thread = 0
+            self._slow = monotonic() - self._since > self._count * _SLOW
+            self._since = 0.0
 
     def _arm(self, count: int) -> None:
         """Answers to so many are kept until all are handled: not to a single one, which nothing would be saved by."""
-        answers: Any = self.batched.answers  # type: ignore[union-attr]
-        if answers.thread:
+        if self._since:
             self._count += count
-        elif self._inline and count > 1 and not self._slow:
-            self._since, self._count, answers.thread = monotonic(), count, get_ident()
+        elif self._inline and count > 1:
+            self._since, self._count = monotonic(), count
+            if not self._slow:
+                self.batched.answers.thread = get_ident()  # type: ignore[union-attr]
 
     def left_over(self, server: Any) -> bool:
         """Whether something has been received, and not been taken."""
@@ -193,7 +195,7 @@ class Reception:
             logs.emit(server, HookFailed("handle_truncated", error))
 
 
-def take(server: Any) -> bool | Exception:
+def take(server: Any) -> bool | Exception | None:
     """`_handle_request_noblock` for all that has arrived, with the hooks written out that nobody overrides.
 
     Measured: a quarter of what Portico itself does for a datagram goes that way.
@@ -229,7 +231,7 @@ def take(server: Any) -> bool | Exception:
                 break
     finally:
         server._portico_taken -= len(arrived)  # they are taken the next time
-    return True
+    return reception.more()
 
 
 def _knows_senders(sock: Any) -> bool:

@@ -213,9 +213,12 @@ class AsyncMixIn(OnLoop):
     async def _portico_take(self, queue: DatagramQueue, context: contextvars.Context) -> None:
         """What a task runs that takes datagrams."""
         turn, made, handle, waiting = queue.turn, queue.made, queue.handle, queue.waiting
+        copy, answering = contextvars.copy_context, queue.answering
         try:
-            while waiting and queue.turn == turn and contextvars.copy_context() == context:
+            while waiting and queue.turn == turn and copy() == context:
                 request, client_address = waiting.popleft()
+                if type(request) is bytes:
+                    request = request, answering
                 try:
                     if handle is not None:
                         handler = _NEW(made)

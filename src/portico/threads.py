@@ -265,7 +265,7 @@ class ThreadingMixIn(Serving):
         pool.made, pool.handle = made, made.handle if does_no_more(made, BaseRequestHandler) else None
         if made is None:
             return super()._portico_taker()
-        return partial(pool.take, reception.batched, partial(reception.refill, self, reception.batched))
+        return partial(pool.take, reception, reception.batched)
 
     def _portico_give_to_worker(self, request: Any, client_address: Any) -> None:
         workers = self._portico_ready_workers()
