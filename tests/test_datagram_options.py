@@ -79,7 +79,7 @@ def test_a_server_at_one_address_knows_that_it_is_this(way: str, host: str) -> N
             assert ask(client, manner.encode(), server.server_address).decode().split()[0] == host
 
 
-@pytest.mark.parametrize("how", ["handle_request", "fd", "overridden"])
+@pytest.mark.parametrize("how", ["handle_request", "fd", "overridden", "mapped"])
 def test_sockets_that_are_received_from_otherwise_know_it_too(how: str) -> None:
     members: dict[str, Any] = {}
     if how == "overridden":  # as many programs have it
@@ -90,6 +90,8 @@ def test_sockets_that_are_received_from_otherwise_know_it_too(how: str) -> None:
 
         members = {"server_bind": server_bind, "server_activate": lambda self: None}
     address: Any = ("0.0.0.0", 0)
+    if how == "mapped":
+        address, members = ("::ffff:0.0.0.0", 0), {"address_family": socket.AF_INET6, "dual_stack": True}
     if how == "fd":
         with socket.socket(type=socket.SOCK_DGRAM) as bound:
             bound.bind(address)

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Reception", "take"]
 
-# Seconds a datagram beyond which the next batch's answers are sent one by one: what they would have saved is nothing then,
-# and the first had to wait for the last. So are those of the first batch, of which nothing is known.
+# Seconds a datagram beyond which the next batch's answers are sent one by one: what they would have saved is nothing
+# then, and the first had to wait for the last. So are those of the first batch, of which nothing is known.
 _SLOW: Final = 50e-6
 # Seconds between two words about datagrams that were cut off.
 _QUIET: Final = 60.0
