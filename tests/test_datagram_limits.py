@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 import weakref
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
@@ -40,6 +41,7 @@ BESIDE = tuple(way for way in EVERY if way != "plain")
 FLOOD = 60
 MOST = 4
 BOUND = {"forks": "max_children"}
+UDP_SEGMENT = 103
 
 
 class Gate:
@@ -122,6 +124,22 @@ def test_those_beyond_the_bound_are_dropped_and_counted_or_told(way: str, overlo
             assert until(lambda: server.stats().active == 0)
             assert silent(client)
             assert ask(client, b"after", server.server_address) == b"after"
+
+
+@pytest.mark.parametrize("way", ["threads", *ON_LOOPS])
+def test_the_bound_holds_for_those_that_the_kernel_joins(way: str, gate: Gate) -> None:
+    server = made(way, gate.body, max_datagrams=MOST, udp_gro=True)
+    with peer() as client:
+        client.setsockopt(17, UDP_SEGMENT, 2)
+        for number in range(0, FLOOD, 20):
+            client.sendto(b"".join(b"%02d" % piece for piece in range(number, number + 20)), server.server_address)
+        with server.background():
+            assert until(lambda: gate.door.inside() == MOST)
+            assert server.stats().accepted == MOST
+            gate.open()
+            assert sorted(map(int, heard(client, FLOOD))) == list(range(FLOOD))
+            assert until(lambda: server.stats().done == FLOOD)
+        assert gate.door.peak() <= MOST
 
 
 @pytest.mark.parametrize("way", ["threads", *ON_LOOPS])
@@ -334,3 +352,31 @@ def test_a_server_that_has_ended_is_freed(way: str) -> None:
         assert [reference() for reference in known] == [None] * 3
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize("kind", ["UDPServer", "TCPServer"])
+def test_room_that_is_made_when_the_loop_is_about_to_sleep_is_seen(kind: str) -> None:
+    """All children end between the last look for room and the one before the sleep, which nobody would end."""
+
+    def prepare(self: Any) -> None:
+        for pid in self.active_children or ():
+            os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+        super(type(self), self)._portico_prepare_to_sleep()
+
+    def handler(request: Any, client_address: Any, server: Any) -> None:
+        if kind == "UDPServer":
+            request[1].sendto(b"x", client_address)
+        else:
+            request.sendall(b"x")
+        time.sleep(0.02)  # so that the parent has nothing else to do, and looks
+
+    base = getattr(portico, f"Forking{kind}")
+    server = type("Late", (base,), {"_portico_prepare_to_sleep": prepare})(("127.0.0.1", 0), handler, max_children=1)
+    with server.background(), ExitStack() as stack:
+        family = socket.SOCK_DGRAM if kind == "UDPServer" else socket.SOCK_STREAM
+        clients = [stack.enter_context(socket.socket(socket.AF_INET, family)) for _ in range(4)]
+        for client in clients:
+            client.settimeout(10)
+            client.connect(server.server_address)
+            client.send(b"x")
+        assert [client.recv(1) for client in clients] == [b"x"] * 4

@@ -114,6 +114,8 @@ class Acceptor:
             if not idle:
                 return 0.0
             server._portico_prepare_to_sleep()
+            if not wanted:  # what has ended meanwhile, and made room, will not wake the loop
+                return 0.0
         interval: float | None = self._poll_interval if server._portico_ticks else None
         if server._portico_look is not None:
             look = server._portico_look()

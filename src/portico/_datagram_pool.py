@@ -71,10 +71,10 @@ class DatagramPool:
                 reception.refill(self._server, sock)
             except OSError as error:
                 return error
-        self._server._portico_taken += len(arrived)
-        self.waiting.extend([((payload, sock), client_address) for payload, client_address in arrived])
-        sock.peers.heard_all(arrived)
-        arrived.clear()
+        taken = reception.taken(self._server, arrived)
+        self._server._portico_taken += len(taken)
+        self.waiting.extend([((payload, sock), client_address) for payload, client_address in taken])
+        sock.peers.heard_all(taken)
         self.look()
         return reception.more()
 

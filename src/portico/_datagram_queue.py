@@ -64,11 +64,11 @@ class DatagramQueue:
                 reception.refill(self._server, sock)
             except OSError as error:
                 return error
-        self._server._portico_taken += len(arrived)
-        self._put += len(arrived)
-        self.waiting.extend(arrived)
-        sock.peers.heard_all(arrived)
-        arrived.clear()
+        taken = reception.taken(self._server, arrived)
+        self._server._portico_taken += len(taken)
+        self._put += len(taken)
+        self.waiting.extend(taken)
+        sock.peers.heard_all(taken)
         return reception.more()
 
     def batch_over(self) -> None:

@@ -21,6 +21,7 @@ from .lifecycle import STOP_FLAG, DatagramsTruncated, HookFailed
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections import deque
     from collections.abc import Callable
     from typing import Any, Final
 
@@ -117,6 +118,14 @@ class Reception:
         if not sock.arrived:
             raise BlockingIOError
         self._arm(len(sock.arrived))
+
+    def taken(self, server: Any, arrived: deque[tuple[bytes, Any]]) -> list[tuple[bytes, Any]]:
+        """Take what has arrived: all; of joined ones (udp_gro), which may be more than was asked for, what has room."""
+        if server.udp_gro and len(arrived) > (room := server._portico_room()):
+            return [arrived.popleft() for _ in range(room)]
+        found = list(arrived)
+        arrived.clear()
+        return found
 
     def more(self) -> bool | None:
         """What is returned to the loop when all that has arrived is taken: True if there may be more this time."""
