@@ -41,6 +41,8 @@ _PEEK: Final = int(socket.MSG_PEEK)
 _ANCILLARY: Final = socket.CMSG_SPACE(64) if hasattr(socket, "CMSG_SPACE") else 0
 # What a device says that cannot cut up what it is given for several (udp(7)).
 _CANNOT_CUT: Final = (errno.EIO, errno.EINVAL, errno.EOPNOTSUPP)
+# Seconds after which it is tried again on a loop.
+_SOON: Final = 0.001
 # Milliseconds that answers wait for room in the kernel before the first is given up.
 _PATIENCE: Final = 10_000
 MANY: Final = 1024
@@ -95,7 +97,8 @@ class Answers:
     """
 
     __slots__ = (
-        "__weakref__", "_lock", "_outgoing", "_sock", "joined", "peers", "soon", "thread", "unsent", "waiting"
+        "__weakref__", "_joins_again", "_lock", "_outgoing", "_sock", "_tries_later", "joined", "later", "peers", "soon",
+        "thread", "unsent", "waiting",
     )  # fmt: skip
 
     def __init__(self, sock: Any, peers: Peers, unsent: Callable[..., None], *, joined: bool) -> None:
@@ -111,6 +114,9 @@ class Answers:
         self.thread = 0
         """The thread whose answers are kept for a moment; 0 for none."""
         _live.add(self)
+        self._joins_again = self._tries_later = False
+        self.later: Callable[[float, Callable[[], object]], object] | None = None
+        """Has `flush` called in so many seconds, on a loop, which must not wait for room."""
         self.soon: Callable[[Callable[[], object]], object] | None = None
         """Has `flush` called when the handlers that can run now have had their turn; None where others see to it."""
 
@@ -143,19 +149,37 @@ class Answers:
             while waiting:
                 try:
                     sent = self._outgoing.send(-1 if sock is None else sock.fileno(), waiting)
+                    self._joins_again = False
                 except BlockingIOError as error:  # no room, and the file's mode is not to wait for it
-                    if self.soon is not None:
-                        self.soon(self.flush)
+                    if self.later is not None:
+                        if not self._tries_later:
+                            self._tries_later = True
+                            self.later(_SOON, self._try_again)
                         return
                     sent = 0 if _has_room(sock) else self._give_up(error)
                 except InterruptedError:
                     sent = 0
                 except OSError as error:
-                    if self._outgoing.joined and error.errno in _CANNOT_CUT:
-                        self._outgoing.joined = False  # nor will it the next time
-                        continue
-                    sent = self._give_up(error)
+                    sent = 0 if self._is_for_joining(error) else self._give_up(error)
                 del waiting[:sent]
+
+    def _try_again(self) -> None:
+        self._tries_later = False
+        self.flush()
+
+    def flush_at_last(self) -> None:
+        """Send them, and wait for room: the loop has ended."""
+        self.later = self.soon = None
+        self.flush()
+
+    def _is_for_joining(self, error: OSError) -> bool:
+        """Whether this may be about joined answers, which are joined no more from here on: if that helps."""
+        if self._outgoing.joined and error.errno in _CANNOT_CUT:
+            self._outgoing.joined, self._joins_again = False, True
+            return True
+        if self._joins_again:
+            self._outgoing.joined, self._joins_again = True, False
+        return False
 
     def forget(self) -> None:
         """In a forked child: what waits is the parent's to send. What is sent here goes at once."""

@@ -295,8 +295,10 @@ class OnLoop(Serving):
             )
             if self._portico_queue is not None:
                 self._portico_queue.answers = answers
-            answers.thread, answers.soon = threading.get_ident(), engine.loop.call_soon
-            engine.closing.callback(answers.flush)  # before it is closed: the last one called is the first one here
+            answers.thread = threading.get_ident()
+            answers.soon, answers.later = engine.loop.call_soon, engine.loop.call_later
+            # Before it is closed: the last one called is the first one here.
+            engine.closing.callback(answers.flush_at_last)
         return answering
 
     def _portico_taken_over(self, engine: AsyncioLoop, sock: socket.socket) -> socket.socket:
