@@ -97,8 +97,8 @@ class Answers:
     """
 
     __slots__ = (
-        "__weakref__", "_joins_again", "_lock", "_outgoing", "_sock", "_tries_later", "joined", "later", "peers", "soon",
-        "thread", "unsent", "waiting",
+        "__weakref__", "_joins_again", "_lock", "_outgoing", "_sock", "_tries_later", "joined", "later", "peers",
+        "soon", "thread", "unsent", "waiting",
     )  # fmt: skip
 
     def __init__(self, sock: Any, peers: Peers, unsent: Callable[..., None], *, joined: bool) -> None:
