@@ -266,7 +266,7 @@ def test_a_deadline_on_every_wait_does_not_need_a_timer_for_each(run: Callable[[
         for _ in range(1000):
             thread.switch()
         await thread
-        assert counting.timers < 100  # of 1,001 waits; some more on a machine that stalls, where timers fall due meanwhile
+        assert counting.timers < 100  # of 1,001 waits; on a machine that stalls some fall due meanwhile
 
     run(test)
 
