@@ -13,7 +13,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 from weakref import ref
 
-from ._datagrams import LONGEST, MANY, Answers, flush_answers, send_now
+from ._datagrams import LONGEST, MANY, Answers, addressed, flush_answers, send_now
 from ._meters import Counting, MeteredSocket
 from ._peers import PeerAddress
 from ._readiness import PATIENCE, FutureWaiter, Watched
@@ -232,6 +232,13 @@ class AsyncDatagramSocket(AsyncSocket):
         if way is None:
             return await super().sendto(data, flags, address)
         return int(await self._call(_WRITE, send_now, data, flags, way))
+
+    async def sendmsg(  # type: ignore[override]
+        self, buffers: Any, ancdata: Any = (), flags: int = 0, address: Any = None, /
+    ) -> int:
+        if self.answers is not None and self.answers.waiting:
+            await self._call(_WRITE, flush_answers)  # in order
+        return await super().sendmsg(buffers, *addressed(self.answers, ancdata, flags, address))
 
     def setsockopt(self, *arguments: Any) -> None:
         if self.answers is not None:

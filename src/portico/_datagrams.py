@@ -18,7 +18,7 @@ from threading import get_ident
 from weakref import WeakSet, ref
 
 from ._peers import NAME_LENGTH, PeerAddress, Peers, Route
-from ._sockets import ServerSocket
+from ._sockets import DONT_WAIT, ServerSocket
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from typing import Any, Final
 
 __all__ = [
-    "BATCH", "LONGEST", "MANY", "Answers", "DatagramSocket", "Shape", "flush_answers", "knows_peers", "receive_one",
-    "send_now",
+    "BATCH", "LONGEST", "MANY", "Answers", "DatagramSocket", "Shape", "addressed", "flush_answers", "knows_peers",
+    "receive_one", "send_now",
 ]  # fmt: skip
 
 BATCH: Final = 64
@@ -88,6 +88,14 @@ def send_now(sock: Any, data: Any, flags: int, route: Route) -> int:
         if not route.interface:
             raise
         return int(_Socket.sendmsg(sock, [data], peers.ancillary(route, any_interface=True), flags, route.target))
+
+
+def addressed(answers: Answers | None, ancdata: Any, flags: int, address: Any) -> tuple[Any, int, Any]:
+    """The last three arguments of `sendmsg`, so that it sends from the address that was asked."""
+    route = None if answers is None or address is None else answers.route(address)
+    if route is None:
+        return ancdata, flags, address
+    return list(ancdata) or route.peers.ancillary(route), flags, route.target
 
 
 class Answers:
@@ -237,12 +245,14 @@ class DatagramSocket(ServerSocket):
     A `socket.socket` in all else: who reads from it in a handler gets what was received already, in order.
     """
 
-    __slots__ = ("_incoming", "answers", "arrived", "peers")
+    __slots__ = ("_incoming", "answers", "arrived", "elsewhere", "peers")
 
     def __init__(self, *arguments: Any, **keywords: Any) -> None:
         super().__init__(*arguments, **keywords)
         self.peers: Peers | None = None
         self.answers: Answers | None = None
+        self.elsewhere: Answers | None = None
+        """Those of the socket that handlers on a loop answer through."""
         self.arrived: deque[tuple[bytes, PeerAddress]] = deque()
         """Received, and not yet taken."""
         self._incoming: Any = None
@@ -284,9 +294,9 @@ class DatagramSocket(ServerSocket):
         known = answers.route(address)
         return super().sendto(data, flags, address) if known is None else send_now(self, data, flags, known)
 
-    def sendmsg(self, *arguments: Any) -> int:
+    def sendmsg(self, buffers: Any, ancdata: Any = (), flags: int = 0, address: Any = None, /) -> int:
         self._let_go()  # in order
-        return super().sendmsg(*arguments)
+        return super().sendmsg(buffers, *addressed(self.answers, ancdata, flags, address))
 
     def setsockopt(self, *arguments: Any) -> None:
         self._let_go()  # what was sent before an option was set must not be changed by it
@@ -294,22 +304,19 @@ class DatagramSocket(ServerSocket):
 
     def _let_go(self) -> None:
         """What waits to be sent by this thread goes now."""
-        answers = self.answers
-        if answers is not None and answers.waiting and get_ident() == answers.thread:
-            answers.flush()
+        for answers in (self.answers, self.elsewhere):
+            if answers is not None and answers.waiting and get_ident() == answers.thread:
+                answers.flush()
 
     def recvfrom(self, bufsize: int, flags: int = 0, /) -> tuple[bytes, Any]:
-        found = self._first(flags)
-        return super().recvfrom(bufsize, flags) if found is None else (found[0][:bufsize], found[1])
+        payload, _, _, sender = self.recvmsg(bufsize, 0, flags)
+        return payload, sender
 
     def recvfrom_into(self, buffer: Any, nbytes: int = 0, flags: int = 0) -> tuple[int, Any]:
-        found = self._first(flags)
-        if found is None:
-            return super().recvfrom_into(buffer, nbytes, flags)
         with memoryview(buffer) as view, view.cast("B") as room:
-            payload = found[0][: nbytes or len(room)]
+            payload, sender = self.recvfrom(nbytes or len(room), flags)
             room[: len(payload)] = payload
-        return len(payload), found[1]
+        return len(payload), sender
 
     def recv(self, bufsize: int, flags: int = 0, /) -> bytes:
         return self.recvfrom(bufsize, flags)[0]
@@ -317,11 +324,18 @@ class DatagramSocket(ServerSocket):
     def recv_into(self, buffer: Any, nbytes: int = 0, flags: int = 0) -> int:
         return self.recvfrom_into(buffer, nbytes, flags)[0]
 
-    def _first(self, flags: int) -> tuple[bytes, PeerAddress] | None:
-        """What has arrived already. Who asks may be waiting for the reply to what he has sent: that has to go first."""
-        if self.answers is not None and self.answers.waiting:
-            self.answers.flush()
-        return None if flags else self.first()
+    def recvmsg(self, bufsize: int, ancbufsize: int = 0, flags: int = 0, /) -> Any:
+        """What has arrived already, else the next one. Who asks may wait for the reply to what he has sent: that goes
+        first."""
+        self._let_go()
+        found = self.arrived[0] if self.arrived and flags & _PEEK else None if flags & ~DONT_WAIT else self.first()
+        if found is not None:
+            return found[0][:bufsize], [], int(socket.MSG_TRUNC) if len(found[0]) > bufsize else 0, found[1]
+        peers = self.peers
+        if peers is None:
+            return super().recvmsg(bufsize, ancbufsize, flags)
+        payload, ancillary, told, sender = super().recvmsg(bufsize, max(ancbufsize, _ANCILLARY), flags)
+        return payload, ancillary if ancbufsize else [], told, peers.of(sender, ancillary)
 
     def first(self) -> tuple[bytes, PeerAddress] | None:
         """The first that has arrived and not been taken, if there is one. Others may take some at the same time."""

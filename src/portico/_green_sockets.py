@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 from greenlet import getcurrent
 
 from ._addresses import AF_UNIX
-from ._datagrams import Answers, flush_answers, send_now
+from ._datagrams import Answers, addressed, flush_answers, send_now
 from ._hub import GreenThread
 from ._meters import CountingReads
 from ._parking import AGAIN, DONT_WAIT, READ, WRITE, ParkingSocket, retried
@@ -306,6 +306,11 @@ class GreenDatagramSocket(GreenSocket):
         if route is None:
             return super().sendto(data, flags, address)
         return int(self._call(WRITE, send_now, data, flags, route, flags=flags))
+
+    def sendmsg(self, buffers: Any, ancdata: Any = (), flags: int = 0, address: Any = None, /) -> int:
+        if self.answers is not None and self.answers.waiting and get_ident() == self.answers.thread:
+            self._call(WRITE, flush_answers)  # in order
+        return super().sendmsg(buffers, *addressed(self.answers, ancdata, flags, address))
 
     def setsockopt(self, *arguments: Any) -> None:
         if self.answers is not None:

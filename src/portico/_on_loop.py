@@ -296,6 +296,8 @@ class OnLoop(Serving):
             if self._portico_queue is not None:
                 self._portico_queue.answers = answers
             answers.thread = threading.get_ident()
+            sock.elsewhere = answers
+            engine.closing.callback(setattr, sock, "elsewhere", None)
             answers.soon, answers.later = engine.loop.call_soon, engine.loop.call_later
             # Before it is closed: the last one called is the first one here.
             engine.closing.callback(answers.flush_at_last)

@@ -63,10 +63,10 @@ class Reception:
         """The server's loop begins."""
         self._most = min(server._portico_batch_size(), BATCH)
         self._inline = server._portico_runs_inline and not server._portico_overridden("process_request")
-        ours = _knows_senders(sock) and not server._portico_overridden("get_request")
         self.batched = server._portico_batches = None
-        if ours:
-            self.make_ready(server, sock)
+        if _knows_senders(sock):
+            self.make_ready(server, sock)  # also for a `get_request` that reads from it by itself
+        if _knows_senders(sock) and not server._portico_overridden("get_request"):
             self.batched, server._portico_batches = sock, self
         self.choose(server)
 

@@ -9,6 +9,7 @@ import threading
 from collections import deque
 from queue import Empty, SimpleQueue
 from random import uniform
+from weakref import WeakSet
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -21,6 +22,19 @@ __all__ = ["Workers"]
 
 # Of requests_per_thread, taken off at random, so that not all threads end at once.
 _JITTER: Final = 0.1
+
+
+# Whose idle threads the interpreter must not wait for when it exits. Of the process, as its exit is.
+_live: Final[WeakSet[Workers]] = WeakSet()
+
+
+def _let_go() -> None:
+    for workers in list(_live):
+        workers.close(wait=False)
+
+
+if hasattr(threading, "_register_atexit"):  # what `concurrent.futures` uses: `atexit` runs when all threads have ended
+    threading._register_atexit(_let_go)
 
 
 class Workers:
@@ -41,6 +55,7 @@ class Workers:
         self.threads: set[threading.Thread] = set()
         self._working: set[threading.Thread] = set()
         self._ending: deque[threading.Thread] = deque()
+        _live.add(self)
 
     @property
     def busy(self) -> int:
@@ -93,7 +108,7 @@ class Workers:
 
     def _next(self) -> Job | None:
         with self._lock:
-            if self.over:
+            if self.over or not threading.main_thread().is_alive():
                 return None
             self._idle += 1
         self._server._portico_connections.make_room(self._server)
