@@ -168,4 +168,4 @@ def test_a_handler_that_raises_ends_its_own_request_only(way: str, caplog: pytes
             assert sorted(heard(client, 10)) == sorted([b"before"] * 4 + [b"1", b"2", b"4", b"5", b"7", b"8"])
             if way != "forks":
                 assert until(lambda: (server.stats().failed, server.stats().done) == (4, 6))
-                assert len([record for record in caplog.records if record.levelname == "ERROR"]) == 4
+                assert until(lambda: len([record for record in caplog.records if record.levelname == "ERROR"]) == 4)

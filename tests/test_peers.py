@@ -40,9 +40,9 @@ def asked6(ours: str, interface: int = 1) -> bytes:
     return struct.pack("=qii", 36, socket.IPPROTO_IPV6, 50) + content + bytes(4)
 
 
-def peers(family: int = V4, *, everywhere: bool = True, unmap: bool = False, bound: Any = None) -> Peers:
+def peers(family: int = V4, *, everywhere: bool = True, bound: Any = None, **values: bool) -> Peers:
     default = ("0.0.0.0", 53) if family == V4 else ("::", 53, 0, 0)
-    return Peers(family, bound or default, everywhere=everywhere, unmap=unmap)
+    return Peers(family, bound or default, everywhere=everywhere, unmap=values.pop("unmap", False), **values)
 
 
 def test_a_sender_over_ipv4() -> None:
@@ -79,20 +79,38 @@ def test_a_socket_at_one_address_needs_no_control_messages() -> None:
 
 
 def test_the_answer_goes_by_the_interface_and_from_the_address_that_was_asked_or_as_the_routes_say() -> None:
-    known = peers()
+    known = peers(pin=True)
     route = known.learn(name4("192.0.2.7", 4000) + asked4("192.0.2.1", 3)).route
     [(level, kind, content)] = known.ancillary(route)
     assert (level, kind) == (socket.IPPROTO_IP, 8)
     assert content == struct.pack("=i", 3) + socket.inet_aton("192.0.2.1") * 2
     [(_, _, anywhere)] = known.ancillary(route, any_interface=True)
     assert anywhere == bytes(4) + content[4:]
-    known = peers(V6)
+    known = peers(V6, pin=True)
     route = known.learn(name6("2001:db8::7", 4000) + asked6("2001:db8::1", 3)).route
     [(level, kind, content)] = known.ancillary(route)
     assert (level, kind) == (socket.IPPROTO_IPV6, 50)
     assert content == socket.inet_pton(V6, "2001:db8::1") + struct.pack("=i", 3)
     [(_, _, anywhere)] = known.ancillary(route, any_interface=True)
     assert anywhere == content[:16] + bytes(4)
+
+
+def test_only_link_local_peers_and_groups_are_answered_by_the_same_interface_of_themselves() -> None:
+    for host, index in (("192.0.2.1", 0), ("169.254.0.1", 3)):
+        found = peers().learn(name4("192.0.2.7", 4000) + asked4(host, 3))
+        assert found.interface == 3
+        assert peers().ancillary(found.route)[0][2] == struct.pack("=i", index) + socket.inet_aton(host) * 2
+    for host, index in (("2001:db8::1", 0), ("fe80::1", 3)):
+        found = peers(V6).learn(name6("2001:db8::7", 4000) + asked6(host, 3))
+        assert found.interface == 3
+        assert peers(V6).ancillary(found.route)[0][2] == socket.inet_pton(V6, host) + struct.pack("=i", index)
+
+
+def test_what_is_no_message_about_our_address_is_not_taken_for_one() -> None:
+    other = struct.pack("=qii", 32, socket.SOL_SOCKET, 29).ljust(32, b"t")  # SCM_TIMESTAMP has come in its place
+    found = peers().learn(name4("192.0.2.7", 4000) + other)
+    assert found.interface == 0
+    assert peers().ancillary(found.route)[0][2] == bytes(12)
 
 
 @pytest.mark.parametrize("group", ["ff02::1", "ff05::7:7", "::ffff:239.1.2.3"])

@@ -42,6 +42,7 @@ BAD: dict[str, list[Any]] = {
     "max_sessions": [0, -1, "many"],
     "ttl": [0, 256, 1.5, "1"],
     "tos": [-1, 256, "AF14", "fast", 1.5],
+    "pin_interface": [None, 2],
     "udp_gro": [None],
     "udp_gso": ["yes"],
     "daemon_threads": [None],

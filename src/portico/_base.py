@@ -255,7 +255,7 @@ class BaseServer(Serving, Generic[RequestT]):
         error = sys.exception()
         if self.stdlib_compat:
             logs.print_like_stdlib(client_address)
-        elif is_disconnect(error, request):
+        elif is_disconnect(error, request, client_address):
             self._portico_emit(PeerLeft(request, client_address, error))
         else:
             self._portico_emit(RequestFailed(request, client_address, error))

@@ -47,6 +47,8 @@ class Connection:
     """Where the registry finds it, if its socket does not know it."""
     handler: Any = None
     """The handler, where it has a `goodbye` to be said."""
+    told: Any = None
+    """Set when it is told to end, by whoever was first to do so."""
     kept: Any = None
     """A second descriptor of it: the parent's where a child serves it, ours where a handler has wrapped the first."""
     marks: Any = None

@@ -64,7 +64,7 @@ class Connections:
         self.someone_ended: threading.Event | None = None
         """Set by every end, for a drain that waits."""
         self.accepted = 0
-        self.datagrams_failed = self.datagrams_ended = 0
+        self.datagrams_failed = self.datagrams_ended = self.unsent = 0
         self.refused: dict[str, int] = {}
         self.would_refuse: dict[str, int] = {}
         self.ended: dict[str, int] = {}

@@ -60,8 +60,14 @@ class DatagramPool:
 
     def put(self, request: Any, client_address: Any) -> None:
         """Raises `RuntimeError` if there is no thread, and none to be had."""
-        self.waiting.append((request, client_address))
-        self.start_more(at_once=self._server._portico_loop is None)  # where nobody looks again
+        waits = request, client_address
+        self.waiting.append(waits)
+        try:
+            self.start_more(at_once=self._server._portico_loop is None)  # where nobody looks again
+        except RuntimeError:
+            if waits in self.waiting:  # else a taker that was there has it
+                self.waiting.remove(waits)
+                raise
 
     def take(self, reception: Reception, sock: Any) -> bool | Exception | None:
         """Put in what has arrived, all of it, in the place of `_handle_request_noblock` for each."""
@@ -89,7 +95,7 @@ class DatagramPool:
             self.start_more(context)
         except RuntimeError:  # no thread to be had now; what waits is not lost
             pass
-        return _LOOK
+        return _LOOK if self._takers < self.most else None  # else they look by themselves
 
     def start_more(self, context: contextvars.Context | None = None, *, at_once: bool = False) -> None:
         """Twice as many takers, if half of them are held up, or one more `at_once`."""

@@ -17,6 +17,7 @@ from collections import deque, namedtuple
 from threading import get_ident
 from weakref import WeakSet, ref
 
+from ._datagram_options import kernel_drops
 from ._peers import NAME_LENGTH, PeerAddress, Peers, Route
 from ._sockets import DONT_WAIT, ServerSocket
 
@@ -40,7 +41,7 @@ _LINUX: Final = (sys.platform, os.name) == ("linux", "posix") and sys.maxsize > 
 _PEEK: Final = int(socket.MSG_PEEK)
 _ANCILLARY: Final = socket.CMSG_SPACE(64) if hasattr(socket, "CMSG_SPACE") else 0
 # What a device says that cannot cut up what it is given for several (udp(7)).
-_CANNOT_CUT: Final = (errno.EIO, errno.EINVAL, errno.EOPNOTSUPP)
+_CANNOT_CUT: Final = (errno.EIO, errno.EINVAL, errno.EMSGSIZE, errno.EOPNOTSUPP)
 # Seconds after which it is tried again on a loop.
 _SOON: Final = 0.001
 # Milliseconds that answers wait for room in the kernel before the first is given up.
@@ -105,7 +106,7 @@ class Answers:
     """
 
     __slots__ = (
-        "__weakref__", "_joins_again", "_lock", "_outgoing", "_sock", "_tries_later", "joined", "later", "peers",
+        "__weakref__", "_joins_again", "_outgoing", "_sock", "_tries_later", "joined", "later", "lock", "peers",
         "soon", "thread", "unsent", "waiting",
     )  # fmt: skip
 
@@ -117,7 +118,8 @@ class Answers:
         self.unsent = unsent
         self.joined = joined
         self._outgoing = Outgoing(peers, joined=joined)
-        self._lock = threading.RLock()  # `server_close` may come from another thread
+        # Held while a descriptor is used, also by whoever closes it: else the number may be another socket's by then.
+        self.lock = threading.RLock()
         self.waiting: list[tuple[bytes, Route]] = []
         self.thread = 0
         """The thread whose answers are kept for a moment; 0 for none."""
@@ -151,25 +153,40 @@ class Answers:
         return route if route is not None and route.peers is self.peers else None
 
     def flush(self) -> None:
-        """Send them. One that cannot be sent is told of, and does not hold up the others."""
-        waiting, sock = self.waiting, self._sock()
-        with self._lock:
-            while waiting:
-                try:
-                    sent = self._outgoing.send(-1 if sock is None else sock.fileno(), waiting)
-                    self._joins_again = False
-                except BlockingIOError as error:  # no room, and the file's mode is not to wait for it
-                    if self.later is not None:
-                        if not self._tries_later:
-                            self._tries_later = True
-                            self.later(_SOON, self._try_again)
-                        return
-                    sent = 0 if _has_room(sock) else self._give_up(error)
-                except InterruptedError:
-                    sent = 0
-                except OSError as error:
-                    sent = 0 if self._is_for_joining(error) else self._give_up(error)
-                del waiting[:sent]
+        """Send them. One that cannot be sent is told of, in the end, and does not hold up the others."""
+        failed: list[tuple[OSError, bytes, Any]] = []
+        try:
+            with self.lock:
+                while self.waiting and self._send_some(failed):
+                    pass
+        finally:
+            if failed:
+                thread, self.thread = self.thread, 0  # what is answered to that goes at once
+                for failure in failed:
+                    self.unsent(*failure)
+                self.thread = thread
+
+    def _send_some(self, failed: list[tuple[OSError, bytes, Any]]) -> bool:
+        """Send what one call takes; whether to go on."""
+        sock, sent = self._sock(), 0
+        try:
+            sent = self._outgoing.send(-1 if sock is None else sock.fileno(), self.waiting)
+            self._joins_again = False
+        except BlockingIOError as error:  # no room, and the file's mode is not to wait for it
+            if self.later is not None:
+                if not self._tries_later:
+                    self._tries_later = True
+                    self.later(_SOON, self._try_again)
+                return False
+            if not _has_room(sock):
+                sent = self._give_up(error, failed)
+        except InterruptedError:
+            return True
+        except OSError as error:
+            if not self._is_for_joining(error):
+                sent = self._give_up(error, failed)
+        del self.waiting[:sent]
+        return True
 
     def _try_again(self) -> None:
         self._tries_later = False
@@ -191,15 +208,15 @@ class Answers:
 
     def forget(self) -> None:
         """In a forked child: what waits is the parent's to send. What is sent here goes at once."""
-        self.waiting, self.thread, self._lock = [], 0, threading.RLock()
+        self.waiting, self.thread, self.lock = [], 0, threading.RLock()
 
-    def _give_up(self, error: OSError) -> int:
-        """Try the first one by itself, which may find another way; then it is told of."""
+    def _give_up(self, error: OSError, failed: list[tuple[OSError, bytes, Any]]) -> int:
+        """Try the first one by itself, which may find another way."""
         data, route = self.waiting[0]
         try:
             send_now(self._sock(), data, 0, route)
         except OSError:
-            self.unsent(error, data, route.address)
+            failed.append((error, data, route.name))
         return 1
 
 
@@ -226,8 +243,8 @@ def flush_answers(sock: Any) -> None:
         raise BlockingIOError
 
 
-class Shape(namedtuple("Shape", ["size", "unmap", "joins_incoming", "joins_outgoing"])):
-    """What a server wants of its socket: the settings max_packet_size, unmap_ipv4, udp_gro and udp_gso."""
+class Shape(namedtuple("Shape", ["size", "unmap", "pin", "joins_incoming", "joins_outgoing"])):
+    """What a server wants of its socket: max_packet_size, unmap_ipv4, pin_interface, udp_gro and udp_gso."""
 
     __slots__ = ()
 
@@ -245,7 +262,7 @@ class DatagramSocket(ServerSocket):
     A `socket.socket` in all else: who reads from it in a handler gets what was received already, in order.
     """
 
-    __slots__ = ("_incoming", "answers", "arrived", "elsewhere", "peers")
+    __slots__ = ("_incoming", "answers", "arrived", "drops", "elsewhere", "peers")
 
     def __init__(self, *arguments: Any, **keywords: Any) -> None:
         super().__init__(*arguments, **keywords)
@@ -255,6 +272,8 @@ class DatagramSocket(ServerSocket):
         """Those of the socket that handlers on a loop answer through."""
         self.arrived: deque[tuple[bytes, PeerAddress]] = deque()
         """Received, and not yet taken."""
+        self.drops: int | None = None
+        """How many the kernel had dropped when it was closed."""
         self._incoming: Any = None
 
     def make_ready(self, shape: Shape, unsent: Callable[..., None]) -> None:
@@ -262,7 +281,7 @@ class DatagramSocket(ServerSocket):
         from ._mmsg import Incoming  # not before there is a server
 
         bound = self.getsockname()
-        self.peers = Peers(self.family, bound, everywhere=bound[0] in _WILDCARDS, unmap=shape.unmap)
+        self.peers = Peers(self.family, bound, everywhere=bound[0] in _WILDCARDS, unmap=shape.unmap, pin=shape.pin)
         self._incoming = Incoming(self.peers, min(shape.size, 1 << 16), joined=shape.joins_incoming)
         self.answers = Answers(self, self.peers, unsent, joined=shape.joins_outgoing and _can_segment(self))
 
@@ -271,7 +290,8 @@ class DatagramSocket(ServerSocket):
 
         Raises `BlockingIOError` if nothing waits, `OSError` for what the kernel has to tell of an earlier answer.
         """
-        found: list[tuple[bytes, PeerAddress, int, int]] = self._incoming.receive(self.fileno(), most, self.arrived)
+        with self.answers.lock:  # type: ignore[union-attr]
+            found: list[tuple[bytes, PeerAddress, int, int]] = self._incoming.receive(self.fileno(), most, self.arrived)
         return found
 
     # -- for handlers
@@ -348,7 +368,13 @@ class DatagramSocket(ServerSocket):
         return found
 
     def close(self) -> None:
-        if self.answers is not None and self.fileno() >= 0:
-            self.answers.thread = 0
-            self.answers.flush()
-        super().close()
+        answers = self.answers
+        if answers is None:
+            super().close()
+            return
+        with answers.lock:
+            if self.fileno() >= 0:
+                self.drops = kernel_drops(self)
+                answers.thread = 0
+                answers.flush()
+            super().close()

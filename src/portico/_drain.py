@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from ._connection import Connection
 
-__all__ = ["Drain", "Goodbyes", "stack_of"]
+__all__ = ["Drain", "Farewell", "Goodbyes", "stack_of"]
 
 # Seconds between two looks at who has become idle: the first ones, and all others.
 _FIRST_LOOK: Final = 0.01
@@ -64,7 +64,7 @@ class Drain:
         self._ended_before = self._connections.number_ended()
         self._told: set[int] = set()
         self._thread: threading.Thread | None = None
-        self.goodbyes = Goodbyes(server)
+        self._goodbyes = _goodbyes_of(server)
         self.tells = True
         """Whether those that are idle are told to end."""
         self.report = DrainReport()
@@ -164,18 +164,13 @@ class Drain:
             self._someone_ended.clear()
 
     def _tell(self, running: list[Connection], due: int) -> None:
-        self.goodbyes.look(_PATIENCE)
+        self._goodbyes.look(_PATIENCE)
         for connection in running if self.tells else ():
             if len(self._told) >= due:
                 return
             if connection.id not in self._told and connection.is_idle():
                 self._told.add(connection.id)
-                connection.failed(EndReason.DRAINED)
-                if connection.handler is None:
-                    connection.shut(socket.SHUT_RD)
-                else:
-                    self.report.goodbyes += 1
-                    self._server._portico_say_goodbye(connection)
+                self.report.goodbyes += _tell(self._server, connection)
 
     def _cut(self) -> None:
         """The deadline has come, or nobody is left. Those that go on are told once more, half way to the end."""
@@ -207,11 +202,44 @@ class Drain:
         self._over.set()
 
 
+class Farewell:
+    """The end of sessions that nobody feeds any more, without a drain: with a goodbye, and nobody waits for them.
+
+    Each is told when it has read and answered what there was, and in a moment in any case.
+    """
+
+    def __init__(self, server: Any, connections: list[Connection]) -> None:
+        self._server = server
+        self._left = connections
+        self._until = monotonic() + _LATER
+        self._goodbyes = _goodbyes_of(server)
+        if self._look():
+            threading.Thread(target=self._run, name="portico telling sessions", daemon=True).start()
+
+    def _run(self) -> None:
+        pause = _FIRST_LOOK
+        while self._look():
+            self._server._portico_system.sleep(pause)
+            pause = min(pause * 2, _LOOK)
+
+    def _look(self) -> bool:
+        """Tell those whose time has come. Whether another look is needed."""
+        late = monotonic() >= self._until
+        open_ones = [connection for connection in self._left if connection.state != "ended"]
+        self._left = []
+        for connection in open_ones:
+            if late or (connection.handler is not None and _is_answered(connection)):
+                _tell(self._server, connection)
+            else:
+                self._left.append(connection)
+        self._goodbyes.look(_PATIENCE)
+        return bool(self._left) or self._goodbyes.busy
+
+
 class Goodbyes:
     """Says goodbye for handlers that block: one after the other, in a thread that ends when none is left to be said."""
 
-    def __init__(self, server: Any) -> None:
-        self._server = server
+    def __init__(self) -> None:
         self._lock = threading.Lock()
         self._waiting: deque[Connection] = deque()
         self._now: Connection | None = None
@@ -224,6 +252,10 @@ class Goodbyes:
                 return
             self._now = connection
         threading.Thread(target=self._run, name="portico goodbyes", daemon=True).start()
+
+    @property
+    def busy(self) -> bool:
+        return self._now is not None
 
     def look(self, patience: float) -> None:
         """Cut one that takes so many seconds: its peer does not read, and others wait for their turn."""
@@ -246,8 +278,34 @@ class Goodbyes:
             except OSError:  # the peer has left
                 pass
             except Exception as error:
-                logs.emit(self._server, HookFailed("goodbye", error))
+                logs.emit(connection._server, HookFailed("goodbye", error))
             connection.shut(socket.SHUT_RD)
+
+
+def _goodbyes_of(server: Any) -> Goodbyes:
+    # By setdefault, so that of two threads that come here at once both get the same.
+    found: Goodbyes = vars(server).setdefault("_portico_goodbyes", Goodbyes())
+    return found
+
+
+def _tell(server: Any, connection: Connection) -> bool:
+    """Tell a connection to end, unless somebody has; whether with a goodbye. A second one would end a child at once."""
+    mine = object()
+    if vars(connection).setdefault("told", mine) is not mine:
+        return False
+    connection.failed(EndReason.DRAINED)
+    if connection.handler is None:
+        connection.shut(socket.SHUT_RD)
+        return False
+    server._portico_say_goodbye(connection)
+    return True
+
+
+def _is_answered(connection: Connection) -> bool:
+    """Whether a session has read all that it will get, and sent something after that came."""
+    known = connection.measure()
+    unread = getattr(connection.current_socket(), "unread", False)
+    return known is not None and known.sent > 0 and known.said >= known.heard and not unread
 
 
 def _is_loop(connection: Connection) -> bool:

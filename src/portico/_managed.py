@@ -104,6 +104,8 @@ class Managed:
     """Whether handlers have a `goodbye`."""
     _portico_drain: Drain | None = None
     """The drain that has begun, if one has."""
+    _portico_goodbyes: Any = None
+    """Who says goodbyes, where handlers block, once there are some to be said."""
     _portico_timers: Any = None
     """Who enforces the time limits; at the least it can `close`."""
     _portico_look: Callable[[], float | None] | None = None
@@ -394,6 +396,5 @@ class Managed:
 
     def _portico_say_goodbye(self, connection: Connection) -> None:
         """Call `connection.handler.goodbye()`, and then tell the connection to end. Does not wait for it."""
-        drain = self._portico_drain
-        if drain is not None:
-            drain.goodbyes.say(connection)
+        if self._portico_goodbyes is not None:
+            self._portico_goodbyes.say(connection)

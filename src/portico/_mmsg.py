@@ -11,7 +11,7 @@ import os
 import socket
 from array import array
 from itertools import accumulate, groupby
-from mmap import mmap
+from mmap import MAP_ANONYMOUS, MAP_PRIVATE, mmap
 from struct import Struct
 
 TYPE_CHECKING = False
@@ -79,6 +79,11 @@ _send.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_uint, ctypes.c_int)
 _RECEIVE_FLAGS: Final = int(socket.MSG_DONTWAIT | socket.MSG_TRUNC)
 
 
+def _memory(size: int) -> mmap:
+    """Memory whose slices are bytes, at a third of the cost of a bytearray's. A forked child's is its own."""
+    return mmap(-1, size, MAP_PRIVATE | MAP_ANONYMOUS)
+
+
 def _address(memory: Any) -> int:
     return ctypes.addressof(ctypes.c_char.from_buffer(memory))
 
@@ -102,10 +107,10 @@ class Incoming:
         control = peers.control_length + (_GRO_CONTROL.size if joined else 0)
         # An address and its control message lie side by side: one slice of both is what a sender is known by.
         stride = peers.name_length + control
-        self._data = mmap(-1, BATCH * each)  # an mmap's slices are bytes, at a third of the cost of a bytearray's
-        self._names = mmap(-1, BATCH * (stride + 8))
-        self._heads = mmap(-1, BATCH * _SIZE)
-        self._vectors = mmap(-1, BATCH * _VECTOR)
+        self._data = _memory(BATCH * each)
+        self._names = _memory(BATCH * (stride + 8))
+        self._heads = _memory(BATCH * _SIZE)
+        self._vectors = _memory(BATCH * _VECTOR)
         data, names, vectors = _address(self._data), _address(self._names), _address(self._vectors)
         for number in range(BATCH):
             vector = _Vector.from_buffer(self._vectors, number * _VECTOR)
@@ -196,9 +201,9 @@ class Outgoing:
 
     def __init__(self, peers: Peers, *, joined: bool) -> None:
         self.joined = joined
-        self._data = mmap(-1, _ROOM)
+        self._data = _memory(_ROOM)
         self._base = _address(self._data)
-        self._vectors = mmap(-1, BATCH * _VECTOR)
+        self._vectors = _memory(BATCH * _VECTOR)
         words = memoryview(self._vectors).cast("Q")
         self._bases, self._lengths = words[::2], words[1::2]
         self._laid_out: list[int] = []
@@ -215,9 +220,10 @@ class Outgoing:
         self._data[: len(content)] = content
         lengths = list(map(len, payloads))
         if lengths != self._laid_out[:count]:  # as it often is: the same again
-            self._laid_out = lengths
+            self._laid_out = []  # until it is: an exception, such as Ctrl-C's, may come anywhere
             self._lengths[:count] = array("Q", lengths)
             self._bases[:count] = array("Q", accumulate(lengths[:-1], initial=self._base))
+            self._laid_out = lengths
         if self.joined and 0 < lengths[0] <= _LONGEST_SEGMENT and lengths.count(lengths[0]) == count:
             count = min(count, LONGEST // lengths[0])  # else a run of them would be longer than a datagram may be
             routes = routes[:count]
@@ -248,9 +254,9 @@ class _Heads:
     def __init__(self, peers: Peers, vectors: int, control: int) -> None:
         self.control = control
         self.first_vector = vectors
-        self._names = mmap(-1, BATCH * peers.name_length)
-        self._controls = mmap(-1, BATCH * control + 8)
-        self._heads = mmap(-1, BATCH * _SIZE)
+        self._names = _memory(BATCH * peers.name_length)
+        self._controls = _memory(BATCH * control + 8)
+        self._heads = _memory(BATCH * _SIZE)
         self._at = _address(self._heads)
         names, controls = _address(self._names), _address(self._controls)
         for number in range(BATCH):

@@ -267,9 +267,9 @@ class OnLoop(Serving):
         if not (self._portico_bounded and reception.may_take(self)):
             queue.made = queue.handle = None
             return super()._portico_taker()
-        sock, answering = reception.batched, self._portico_answering
+        sock = reception.batched
         queue.made, queue.handle = self.RequestHandlerClass, self._portico_handle_of(self.RequestHandlerClass)
-        queue.answering = answering if answering is not None else self._portico_answer_through(engine, sock)
+        queue.answering = self._portico_answer_through(engine, sock)
         return partial(queue.take, reception, sock)
 
     def _portico_suited(self, engine: AsyncioLoop, request: Any) -> Any:
@@ -277,14 +277,14 @@ class OnLoop(Serving):
         if type(request) in _PLAIN:
             return self._portico_taken_over(engine, request)
         if isinstance(request, tuple) and len(request) == 2 and isinstance(request[1], socket.socket):
-            answering = self._portico_answering
-            return request[0], answering if answering is not None else self._portico_answer_through(engine, request[1])
+            return request[0], self._portico_answer_through(engine, request[1])
         if self._portico_has_sessions and hasattr(request, "through"):
-            answering = self._portico_answering
-            request.through = answering if answering is not None else self._portico_answer_through(engine, self.socket)
+            request.through = self._portico_answer_through(engine, self.socket)
         return request
 
     def _portico_answer_through(self, engine: AsyncioLoop, sock: Any) -> socket.socket:
+        if self._portico_answering is not None:
+            return self._portico_answering
         answering = self._portico_answering = self._portico_taken_over(engine, sock.dup())
         engine.closing.callback(set_blocking_again, sock)  # the mode is the file's, which both share
         engine.closing.callback(answering.close)
@@ -299,8 +299,7 @@ class OnLoop(Serving):
             sock.elsewhere = answers
             engine.closing.callback(setattr, sock, "elsewhere", None)
             answers.soon, answers.later = engine.loop.call_soon, engine.loop.call_later
-            # Before it is closed: the last one called is the first one here.
-            engine.closing.callback(answers.flush_at_last)
+            engine.closing.callback(answers.flush_at_last)  # before it is closed: the last one comes first here
         return answering
 
     def _portico_taken_over(self, engine: AsyncioLoop, sock: socket.socket) -> socket.socket:

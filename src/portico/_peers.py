@@ -30,6 +30,8 @@ _NAME6: Final = Struct("!2xHI16s")
 _HEAD: Final = Struct("=qii")
 _SCOPE: Final = Struct("=24xI")
 _FAMILY: Final = Struct("=H")
+_LINK_LOCAL4: Final = b"\xa9\xfe"
+_LINK_LOCAL6: Final = b"\xfe\x80"
 _MAPPED: Final = bytes(10) + b"\xff\xff"
 # Peers remembered, so that an address is put together once and not with every datagram. Beyond it all are forgotten:
 # who floods a server with forged addresses gains no memory, and costs the others one look more (0.3 MB in all).
@@ -39,7 +41,7 @@ _KNOWN: Final = 4096
 class Route:
     """How a peer is reached: from which address of ours, and what that is in the kernel's own words."""
 
-    __slots__ = ("address", "control", "interface", "local", "peers", "raw", "target")
+    __slots__ = ("control", "interface", "local", "name", "peers", "raw", "target")
 
     def __init__(self, peers: Peers, raw: bytes, target: tuple[Any, ...]) -> None:
         self.peers = peers
@@ -54,7 +56,8 @@ class Route:
         """Our address: host and port, as `getsockname()` would have it."""
         self.interface = 0
         """The index of the network interface that he came by; 0 if the kernel did not say."""
-        self.address: PeerAddress
+        self.name: tuple[Any, ...] = target
+        """As it is shown; no `PeerAddress`, which knows its route: the two would wait for the garbage collector."""
 
 
 class PeerAddress(tuple[Any, ...] if TYPE_CHECKING else tuple):  # type: ignore[misc]
@@ -82,13 +85,15 @@ class PeerAddress(tuple[Any, ...] if TYPE_CHECKING else tuple):  # type: ignore[
 class Peers:
     """The senders of the datagrams of one socket: bytes to addresses. Bounded; made anew when the socket is bound.
 
-    `bound` is the socket's own address, `everywhere` whether that is a wildcard, `unmap` the setting `unmap_ipv4`.
+    `bound` is the socket's own address, `everywhere` whether that is a wildcard; the others are the settings
+    `unmap_ipv4` and `pin_interface`.
     """
 
-    def __init__(self, family: int, bound: Any, *, everywhere: bool, unmap: bool) -> None:
+    def __init__(self, family: int, bound: Any, *, everywhere: bool, unmap: bool, pin: bool = False) -> None:
         self._family = int(family)
         self._bound = bound
         self._unmap = unmap
+        self._pin = pin
         self.name_length = NAME_LENGTH[self._family]
         self.control_length = _CONTROL_LENGTH[self._family] if everywhere else 0
         self.known: dict[bytes | int, PeerAddress] = {}
@@ -106,9 +111,9 @@ class Peers:
         target = self._decoded(raw)
         found = PeerAddress(unmapped(target) if self._unmap else target)
         found.route = route = Route(self, raw, target)
-        route.address, route.local = found, self._bound
+        route.name, route.local = tuple(found), self._bound
         if self.control_length:
-            route.control, route.local, route.interface = self._destination(key[self.name_length :])
+            route.control, route.local, route.interface = self._destination(key[self.name_length :], raw)
         if found in self._by_name:
             self.last = self._by_name
         self.known[key if short is None else short] = self._by_name[found] = found
@@ -164,16 +169,28 @@ class Peers:
         scope: bytes = address[3].to_bytes(4, byteorder)
         return family + _NAME6.pack(address[1], address[2], host)[2:] + scope
 
-    def _destination(self, control: bytes) -> tuple[bytes, Any, int]:
-        """What to send back with, our address, and the interface. Of a group's address nothing can be sent."""
+    def _destination(self, control: bytes, raw: bytes) -> tuple[bytes, Any, int]:
+        """What to send back with, our address, and the interface. Of a group's address nothing can be sent.
+
+        The interface is left to the routes, as replies may have to take another one; but not for link-local peers, who
+        are nowhere else, nor for groups, of whom the routes know nothing.
+        """
+        head = _HEAD.pack(*_PKTINFO[self._family])
+        if control[: len(head)] != head:  # something else has been switched on, and has taken its place
+            source = _MAPPED if raw[8:20] == _MAPPED else b""
+            return (head + source).ljust(len(control), b"\0"), self._bound, 0
         if self._family == _V4:
-            *_, interface, _, asked = _BLANK[_V4].unpack(control)
+            *_, interface, source, asked = _BLANK[_V4].unpack(control)
+            if source == asked and not self._pin and asked[:2] != _LINK_LOCAL4:
+                control = control[:16] + bytes(4) + control[20:]
             return control, (socket.inet_ntoa(asked), *self._bound[1:]), interface
         *_, asked, interface = _BLANK[_V6].unpack(control)
         mapped = asked[:12] == _MAPPED
         if asked[0] == 0xFF or (mapped and asked[12] >= 224):
             control = control[:16] + (_MAPPED if mapped else bytes(12)) + bytes(4) + control[32:]
+        elif not self._pin and asked[:2] != _LINK_LOCAL6:
+            control = control[:32] + bytes(len(control) - 32)
         if self._unmap and mapped:
             return control, (socket.inet_ntoa(asked[12:]), self._bound[1]), interface
-        scope = interface if asked[:2] == b"\xfe\x80" else 0
+        scope = interface if asked[:2] == _LINK_LOCAL6 else 0
         return control, (socket.inet_ntop(_V6, asked), self._bound[1], 0, scope), interface

@@ -7,6 +7,7 @@ flight is the business of the way to run.
 from __future__ import annotations
 
 import socket
+from operator import attrgetter
 from threading import get_ident
 from time import monotonic
 from weakref import ref
@@ -16,7 +17,7 @@ from ._addresses import unmapped
 from ._datagram_options import tell_destination
 from ._datagrams import BATCH, DatagramSocket, Shape, knows_peers, receive_one
 from ._serving import request_failed
-from .handlers import BaseRequestHandler, does_no_more
+from .handlers import STEPS, does_no_more
 from .lifecycle import STOP_FLAG, DatagramsTruncated, HookFailed
 
 TYPE_CHECKING = False
@@ -30,6 +31,7 @@ __all__ = ["Reception", "take"]
 # Seconds a datagram beyond which the next batch's answers are sent one by one: what they would have saved is nothing
 # then, and the first had to wait for the last. So are those of the first batch, of which nothing is known.
 _SLOW: Final = 50e-6
+_FEW: Final = 3
 # Seconds between two words about datagrams that were cut off.
 _QUIET: Final = 60.0
 _NEVER: Final = float("-inf")
@@ -46,8 +48,12 @@ class Reception:
     def __init__(self) -> None:
         self.batched: DatagramSocket | None = None
         """The socket that is read by the batch, if there is one."""
+        self.thread = 0
+        """The loop's: a `handle_request` in another one takes its datagrams one by one."""
         self.short = False
         """Whether no hook is overridden that is called between `get_request` and the handler, and after it."""
+        self._hooks: Callable[[type], Any] = attrgetter("get_request")
+        self._found: Any = None
         self._shape: Any = None
         self._most = 1
         self._inline = False
@@ -62,7 +68,8 @@ class Reception:
     def begin(self, server: Any, sock: Any) -> None:
         """The server's loop begins."""
         self._most = min(server._portico_batch_size(), BATCH)
-        self._inline = server._portico_runs_inline and not server._portico_overridden("process_request")
+        self._inline = server._portico_runs_inline and _is_ours(server, "process_request")
+        self.thread = get_ident()
         self.batched = server._portico_batches = None
         if _knows_senders(sock):
             self.make_ready(server, sock)  # also for a `get_request` that reads from it by itself
@@ -72,23 +79,30 @@ class Reception:
 
     def end(self, server: Any) -> None:
         """It has ended. What has arrived stays, for the next one, or for `handle_request`."""
+        if self.batched is not None and self.batched.answers is not None:
+            self.batched.answers.thread, self._since = 0, 0.0
         self.batched = server._portico_batches = None
         self.short = False
 
     def may_take(self, server: Any) -> bool:
-        """Whether all may be taken at once, without the hooks between: none is overridden, or has been set just now."""
+        """Whether all may be taken at once, without the hooks between: all are ours, those just set, too."""
+        if self._hooks(type(server)) != self._found:
+            self.choose(server)
         return self.short and vars(server).keys().isdisjoint(_HOOKS)
 
     def choose(self, server: Any) -> None:
         """Whether the hooks between `get_request` and the handler need be called: not if they are all ours."""
-        hooks = [name for name in _HOOKS if hasattr(server, name)]
-        calls = server._portico_enter is not None or any(map(server._portico_overridden, hooks))
+        names = [name for name in _HOOKS if hasattr(server, name)]
+        self._hooks = attrgetter(*names)
+        self._found = self._hooks(type(server))
+        calls = server._portico_enter is not None or not all(_is_ours(server, name) for name in names)
         self.short = self.batched is not None and not calls
 
     def make_ready(self, server: Any, sock: DatagramSocket) -> None:
-        shape = server.max_packet_size, server.unmap_ipv4, server.udp_gro, server.udp_gso, sock.getsockname()
-        if shape != self._shape:
-            sock.make_ready(Shape(*shape[:4]), _unsent(server))
+        wanted = Shape(server.max_packet_size, server.unmap_ipv4, server.pin_interface, server.udp_gro, server.udp_gso)
+        shape = wanted, sock.getsockname()
+        if shape != self._shape or sock.peers is None:  # or this is another socket
+            sock.make_ready(wanted, _unsent(server))
             self._shape = shape
             # Once more: programs override `server_bind` and `server_activate`.
             tell_destination(sock, wanted=sock.peers is not None and sock.peers.control_length > 0)
@@ -107,25 +121,26 @@ class Reception:
         room = min(self._budget, server._portico_room())
         truncated = sock.receive(room)
         count = len(sock.arrived) + len(truncated)
-        # Fewer than there was room for are all that there are: asking again would be a call for nothing.
-        # Joined ones (udp_gro) may be more than there was room for.
-        self._budget = max(0, self._budget - count) if count >= room else 0
+        # Fewer than there was room for are all that there are: asking again would be a call for nothing. But if they
+        # are few, their senders may have been answered meanwhile, and be back before the loop has looked up. Joined
+        # ones (udp_gro) may be more than there was room for.
+        self._budget = max(0, self._budget - count) if count >= room or count <= _FEW else 0
         for inserted, (payload, sender, length, place) in enumerate(truncated):
             if server.deliver_truncated:
                 sock.arrived.insert(place + inserted, (payload, sender))
             else:
                 self._tell_truncated(server, payload, sender, length)
-        if not sock.arrived:
+        if not sock.arrived or (self.short and not self.may_take(server)):  # a hook has been set: they go by it
             raise BlockingIOError
         self._arm(len(sock.arrived))
 
     def taken(self, server: Any, arrived: deque[tuple[bytes, Any]]) -> list[tuple[bytes, Any]]:
         """Take what has arrived: all; of joined ones (udp_gro), which may be more than was asked for, what has room."""
-        if server.udp_gro and len(arrived) > (room := server._portico_room()):
-            return [arrived.popleft() for _ in range(room)]
-        found = list(arrived)
-        arrived.clear()
-        return found
+        count = len(arrived) if not server.udp_gro else min(len(arrived), server._portico_room())
+        try:
+            return [arrived.popleft() for _ in range(count)]
+        except IndexError:  # a handler has read from the socket meanwhile, in another thread
+            return []
 
     def more(self) -> bool | None:
         """What is returned to the loop when all that has arrived is taken: True if there may be more this time."""
@@ -138,8 +153,10 @@ class Reception:
             return
         answers: Any = self.batched.answers  # type: ignore[union-attr]
         if self._since:
-            if answers.thread:
-                answers.flush()
+            try:
+                if answers.thread:
+                    answers.flush()
+            finally:
                 answers.thread = 0
             self._slow = monotonic() - self._since > self._count * _SLOW
             self._since = 0.0
@@ -220,7 +237,7 @@ def take(server: Any) -> bool | Exception | None:
     server._portico_taken += len(arrived)
     flags = vars(server)
     made = server.RequestHandlerClass
-    handle = made.handle if does_no_more(made, BaseRequestHandler) else None
+    handle = made.handle if does_no_more(made, STEPS) else None
     last = sock.peers.last
     try:
         while arrived:
@@ -243,23 +260,32 @@ def take(server: Any) -> bool | Exception | None:
     return reception.more()
 
 
+def _is_ours(server: Any, name: str) -> bool:
+    """Whether a hook is Portico's own: where it was written counts, whatever a decorator has copied on it."""
+    hook = getattr(type(server), name, None)
+    where: str = getattr(hook, "__globals__", {}).get("__name__", "")
+    return name not in vars(server) and where.partition(".")[0] == __package__
+
+
 def _knows_senders(sock: Any) -> bool:
     return type(sock) is DatagramSocket and knows_peers(sock.family)
 
 
 def _unsent(server: Any) -> Callable[..., None]:
-    """What becomes of an answer that could not be sent: the same as if `sendto` had raised in the handler."""
+    """What becomes of an answer that could not be sent: `handle_error`, with the answer in the request's place."""
     known = ref(server)
 
     def unsent(error: OSError, payload: bytes, address: Any) -> None:
         found = known()
         if found is None:
             return
+        found._portico_connections.unsent += 1
+        request = payload, found.socket
         try:
             raise error
         except OSError:
             try:
-                request_failed(found, (payload, found.socket), address)
+                found.handle_error(request, address)
             except Exception as failure:  # here there is no request any more whose failure it could be
                 logs.emit(found, HookFailed("handle_error", failure))
 

@@ -181,7 +181,7 @@ class Serving(Managed):
         connection = connections.of(request)
         if connection is not None:
             connection.failed(reason)
-        end_request(self, request)
+        end_request(self, request, ran=False)
 
     def _portico_has_place(self, request: Any, client_address: Any) -> bool:
         """Whether one more datagram may be in flight; else it is dropped, and counted."""
@@ -311,14 +311,14 @@ def note_failure(server: Any, request: Any) -> None:
         connection.reason = EndReason.PEER_LEFT if left else EndReason.FAILED
 
 
-def end_request(server: Any, request: Any) -> None:
+def end_request(server: Any, request: Any, *, ran: bool = True) -> None:
     """`server.shutdown_request(request)`, but never raising and always closing, whatever an override does.
 
     The server may be the standard library's, under one of our mix-ins.
     """
     connections = server._portico_connections
     connection = connections.of(request)
-    queued = type(request) is tuple and server._portico_queue is not None  # which counts them itself
+    queued = server._portico_queue is not None  # which counts them itself
     try:
         if connection is not None:
             connection.settle()
@@ -335,7 +335,7 @@ def end_request(server: Any, request: Any) -> None:
     finally:
         if connection is not None:
             connections.end(connection)
-        elif type(request) is tuple and not queued:
+        elif type(request) is tuple and ran and not queued:
             connections.end_datagrams(server, 1)
 
 

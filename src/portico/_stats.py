@@ -47,6 +47,7 @@ def stats(server: Any) -> Stats:
         durations=tuple(zip(BOUNDS, counts["durations"], strict=True)),
         ended=ended,
         kernel_drops=_kernel_drops(server),
+        unsent=connections.unsent,
     )
 
 
@@ -55,4 +56,5 @@ def _kernel_drops(server: Any) -> int | None:
         return None
     from ._datagram_options import kernel_drops
 
-    return kernel_drops(server.socket)
+    drops = kernel_drops(server.socket)
+    return getattr(server.socket, "drops", None) if drops is None else drops

@@ -89,6 +89,10 @@ class AsyncBaseRequestHandler(Generic[ServerT, RequestT]):
         """Called after `handle`, even if it raised; not if `setup` did."""
 
 
+_STEPS = AsyncBaseRequestHandler.__init__, AsyncBaseRequestHandler.setup, AsyncBaseRequestHandler.finish
+_AWAITED = AsyncBaseRequestHandler.__await__
+
+
 class AsyncStreamRequestHandler(AsyncBaseRequestHandler[ServerT, Any]):
     """A handler with asyncio's streams: `rfile` is a `StreamReader`, `wfile` a `StreamWriter`.
 
@@ -245,8 +249,7 @@ class AsyncMixIn(OnLoop):
 
     @staticmethod
     def _portico_handle_of(made: Any) -> Callable[[Any], Any] | None:
-        base = AsyncBaseRequestHandler
-        return made.handle if does_no_more(made, base) and made.__await__ is base.__await__ else None
+        return made.handle if does_no_more(made, _STEPS) and made.__await__ is _AWAITED else None
 
     def _portico_make_session(self, address: Any, payload: bytes) -> PeerSession:
         from ._async_session import AsyncSession  # only where they are wanted

@@ -67,6 +67,13 @@ TOS: Final = Setting[int | str | None](
     unit="octet",
     reason="type of service or traffic class of what is sent; a DSCP by its name, such as EF or AF41 (RFC 4594)",
 )
+PIN_INTERFACE: Final = Setting(
+    "pin_interface",
+    False,
+    FLAG,
+    unit="flag",
+    reason="answers leave by the network interface that the request came by, whatever the routes say",
+)
 UDP_GRO: Final = Setting(
     "udp_gro",
     False,

@@ -107,7 +107,7 @@ def accept_outcome(error: Exception) -> Outcome:
     return Outcome.LOST
 
 
-def is_disconnect(error: BaseException | None, request: Any) -> bool:
+def is_disconnect(error: BaseException | None, request: Any, client_address: Any = None) -> bool:
     """Tell the peer's fault from the handler's: it left, fell silent past the request's own timeout, or sent too much.
 
     The last is `LineTooLong`, or a line beyond the limit of asyncio's streams: whoever floods a server must not fill
@@ -122,12 +122,23 @@ def is_disconnect(error: BaseException | None, request: Any) -> bool:
         return True
     if isinstance(error, ConnectionRefusedError):
         return isinstance(request, tuple)
+    if isinstance(request, tuple) and isinstance(error, OSError) and _is_out_of_reach(error, client_address):
+        return True
     if isinstance(error, ConnectionError):
         return not _is_connected(request)
     if isinstance(error, TimeoutError):
         return error.errno == errno.ETIMEDOUT or _has_timeout(request)
     ssl = sys.modules.get("ssl")  # never imported from here: without it no such error can exist
     return ssl is not None and isinstance(error, (ssl.SSLEOFError, ssl.SSLZeroReturnError))
+
+
+_UNREACHABLE = {errno.ENETUNREACH, errno.EHOSTUNREACH, getattr(errno, "EHOSTDOWN", errno.EHOSTUNREACH)}
+
+
+def _is_out_of_reach(error: OSError, client_address: Any) -> bool:
+    """Whether a datagram's sender cannot be answered, who may have given any address as his, or port 0 (RFC 768)."""
+    port = client_address[1] if isinstance(client_address, tuple) and len(client_address) > 1 else None
+    return error.errno in _UNREACHABLE or (error.errno == errno.EINVAL and port == 0)
 
 
 def _is_beyond_asyncios_limit(error: BaseException | None) -> bool:

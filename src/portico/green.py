@@ -26,7 +26,7 @@ from ._meters import kernel_counts_family
 from ._on_loop import OnLoop
 from ._serving import end_request, request_context, request_failed
 from ._watchdog import Watchdog
-from .handlers import BaseRequestHandler, does_no_more
+from .handlers import STEPS, does_no_more
 from .lifecycle import HookFailed
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ class GreenMixIn(OnLoop):
 
     @staticmethod
     def _portico_handle_of(made: Any) -> Callable[[Any], Any] | None:
-        return made.handle if does_no_more(made, BaseRequestHandler) else None
+        return made.handle if does_no_more(made, STEPS) else None
 
     def _portico_make_session(self, address: Any, payload: bytes) -> PeerSession:
         from ._green_session import GreenSession  # only where they are wanted
@@ -167,8 +167,10 @@ class GreenMixIn(OnLoop):
 
 
 def _say_goodbye(server: GreenMixIn, connection: Connection) -> None:
+    handler = connection.handler
     try:
-        connection.handler.goodbye()
+        if handler is not None:  # else its request has just ended
+            handler.goodbye()
     except OSError:  # the peer has left
         pass
     except Exception as error:

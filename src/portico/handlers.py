@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from _typeshed import ReadableBuffer
 
-__all__ = ["BaseRequestHandler", "DatagramRequestHandler", "StreamRequestHandler", "does_no_more"]
+__all__ = ["STEPS", "BaseRequestHandler", "DatagramRequestHandler", "StreamRequestHandler", "does_no_more"]
 
 
 class _Payload:
@@ -75,14 +75,20 @@ class BaseRequestHandler(Generic[ServerT, RequestT]):
         """Called after `handle`, even if it raised; not if `setup` did."""
 
 
-def does_no_more(made: Any, base: type) -> bool:
-    """Whether a handler class leaves all but `handle` as it is in `base`, so that the rest need not be called.
+STEPS = BaseRequestHandler.__init__, BaseRequestHandler.setup, BaseRequestHandler.finish
+
+
+def does_no_more(made: Any, steps: tuple[Any, Any, Any]) -> bool:
+    """Whether a handler class has all but `handle` from its base (`steps`), so that the rest need not be called.
 
     Measured: calling what does nothing takes as long as all else that is done to run a handler.
     """
-    if type(made) is not type or not issubclass(made, base) or made.__new__ is not object.__new__:
+    new: Any = object.__new__
+    if type(made) is not type or made.__new__ is not new:
         return False
-    return all(getattr(made, name) is getattr(base, name) for name in ("__init__", "setup", "finish"))
+    handle = next((vars(cls)["handle"] for cls in made.__mro__ if "handle" in vars(cls)), None)
+    found = tuple(getattr(made, name, None) for name in ("__init__", "setup", "finish"))
+    return type(handle) is type(does_no_more) and found == steps
 
 
 class StreamRequestHandler(BaseRequestHandler[ServerT, _socket.socket]):

@@ -42,6 +42,8 @@ class Stats:
     """By `EndReason`."""
     kernel_drops: int | None = None
     """Datagrams that the kernel has dropped, mostly since the socket's buffer was full; None if it does not say."""
+    unsent: int = 0
+    """Answers to datagrams that were kept for a moment, to leave with others, and could not be sent then."""
 
 
 @dataclass(slots=True)

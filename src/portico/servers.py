@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import socket as _socket
 from functools import partial
+from threading import get_ident
 
 from . import _handler_kinds, _sockets, datagram_settings, settings
 from ._addresses import AF_UNIX, unmapped
@@ -105,6 +106,7 @@ class UDPServer(BaseServer[Datagram]):
     multicast_groups: Any = datagram_settings.MULTICAST_GROUPS.default
     ttl: int | None = datagram_settings.TTL.default
     tos: int | str | None = datagram_settings.TOS.default
+    pin_interface: bool = datagram_settings.PIN_INTERFACE.default
     udp_gro: bool = datagram_settings.UDP_GRO.default
     udp_gso: bool = datagram_settings.UDP_GSO.default
     sessions: bool = datagram_settings.SESSIONS.default
@@ -146,15 +148,16 @@ class UDPServer(BaseServer[Datagram]):
     def get_request(self) -> tuple[Datagram, Any]:
         """Receive a datagram, of at most `max_packet_size` bytes."""
         sock: Any = self.socket
-        reception = self._portico_reception
-        if sock is reception.batched and sock is not None:
+        reception: Any = self._portico_reception
+        if sock is reception.batched and get_ident() == reception.thread:
             first = sock.first()
             while first is None:
                 reception.refill(self, sock)
                 first = sock.first()
             payload, client_address = first
         else:
-            return reception.receive_one(self, sock, self._portico_receive_flags)
+            found: tuple[Datagram, Any] = reception.receive_one(self, sock, self._portico_receive_flags)
+            return found
         return (payload, sock), client_address
 
     def close_request(self, request: Any) -> None:
