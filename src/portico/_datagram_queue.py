@@ -101,7 +101,13 @@ class DatagramQueue:
             return
         takers = min(self._takers, len(self.waiting))
         self._takers = takers * 2
-        if self._server._portico_start_takers(self, takers):
+        alone = len(self.waiting) == 1 and answers is not None
+        if alone:  # its answer goes at once: nothing would be saved
+            thread, answers.thread = answers.thread, 0  # type: ignore[union-attr]
+        have_run = self._server._portico_start_takers(self, takers)
+        if alone:
+            answers.thread = thread  # type: ignore[union-attr]
+        if have_run:
             self.deal()
         else:
             self._loop.call_soon(self.deal)  # after those that have just been started

@@ -7,6 +7,7 @@ Only the kernel's structures and their memory, which is used again for every bat
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import socket
 from array import array
@@ -90,6 +91,8 @@ def _address(memory: Any) -> int:
 
 def _error() -> OSError:
     number = ctypes.get_errno()
+    if number == errno.EAGAIN:
+        return BlockingIOError()  # which is no news to anybody
     return OSError(number, os.strerror(number))
 
 
@@ -119,7 +122,7 @@ class Incoming:
             head.name, head.name_length = names + number * stride, peers.name_length
             head.vectors, head.vector_count = vectors + number * _VECTOR, 1
             head.control, head.control_length = head.name + peers.name_length, control
-        self._fresh = self._heads[:]
+        self._fresh, self._used = self._heads[:], 0
         self._at = _address(self._heads)
         self._lengths = memoryview(self._heads).cast("I")[_LENGTH_AT :: _SIZE // 4]
         # An IPv4 sender is known by one word, if our address says nothing new: a third less than for a slice.
@@ -133,9 +136,11 @@ class Incoming:
 
         Raises `BlockingIOError` if there is nothing, `OSError` for what the kernel has to tell (ECONNREFUSED ...).
         """
-        self._heads[:] = self._fresh  # the kernel has written lengths into it
-        count = _receive(descriptor, self._at, most, _RECEIVE_FLAGS, None)
+        used = self._used * _SIZE
+        self._heads[:used] = self._fresh[:used]  # the kernel has written lengths into it
+        count = self._used = _receive(descriptor, self._at, most, _RECEIVE_FLAGS, None)
         if count <= 0:
+            self._used = 0
             raise _error()
         lengths = self._lengths[:count].tolist()
         if self._joined:

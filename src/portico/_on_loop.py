@@ -152,6 +152,8 @@ class OnLoop(Serving):
     """What datagram handlers answer through: the server's own socket once more, as one that does not block the loop."""
     _portico_queue: DatagramQueue | None = None
     _portico_runs_inline = False
+    _portico_steps: tuple[Any, Any, Any, Any]
+    """What handlers' base does around `handle`, which need not be called where it is not overridden."""
 
     async def serve_async(self, poll_interval: float | None = 0.5) -> None:
         """Serve on the event loop that runs here until `shutdown`, `server_close` or cancellation."""
@@ -195,11 +197,6 @@ class OnLoop(Serving):
 
     def _portico_start_takers(self, queue: DatagramQueue, takers: int) -> bool:
         """Start so many that take datagrams from the queue, each as long as `queue.goes_on`; whether they have run."""
-        raise NotImplementedError
-
-    @staticmethod
-    def _portico_handle_of(made: Any) -> Callable[[Any], Any] | None:
-        """The `handle` of a handler class that has nothing else of its own."""
         raise NotImplementedError
 
     def _portico_cancel(self, request: Any) -> None:
@@ -268,7 +265,8 @@ class OnLoop(Serving):
             queue.made = queue.handle = None
             return super()._portico_taker()
         sock = reception.batched
-        queue.made, queue.handle = self.RequestHandlerClass, self._portico_handle_of(self.RequestHandlerClass)
+        queue.made = self.RequestHandlerClass
+        queue.handle = reception.handle_of(queue.made, self._portico_steps)
         queue.answering = self._portico_answer_through(engine, sock)
         return partial(queue.take, reception, sock)
 

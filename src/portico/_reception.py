@@ -32,6 +32,8 @@ __all__ = ["Reception", "take"]
 # then, and the first had to wait for the last. So are those of the first batch, of which nothing is known.
 _SLOW: Final = 50e-6
 _FEW: Final = 3
+# So often few datagrams are taken for all, after some have been waited for in vain.
+_LONELY: Final = 8
 # Seconds between two words about datagrams that were cut off.
 _QUIET: Final = 60.0
 _NEVER: Final = float("-inf")
@@ -40,6 +42,9 @@ _HOOKS: Final = (
     "get_request", "verify_request", "process_request", "finish_request", "shutdown_request", "close_request",
     "_handle_request_noblock", "process_request_thread", "process_request_task", "thread_started", "thread_finished",
 )  # fmt: skip
+
+
+_PARTS: Final = ("__new__", "__init__", "setup", "finish", "handle", "__await__")
 
 
 class Reception:
@@ -54,12 +59,15 @@ class Reception:
         """Whether no hook is overridden that is called between `get_request` and the handler, and after it."""
         self._hooks: Callable[[type], Any] = attrgetter("get_request")
         self._found: Any = None
+        self._parts: Any = None
+        self._handle: Any = None
         self._shape: Any = None
         self._most = 1
         self._inline = False
         self._since = 0.0
         self._count = 0
         self._budget = 0
+        self._lonely = 0
         self._slow = True
         self._buffer: bytearray | None = None
         self._truncated = 0
@@ -98,6 +106,13 @@ class Reception:
         calls = server._portico_enter is not None or not all(_is_ours(server, name) for name in names)
         self.short = self.batched is not None and not calls
 
+    def handle_of(self, made: Any, steps: tuple[Any, Any, Any, Any]) -> Any:
+        """The `handle` of a handler class that has nothing else of its own (`does_no_more`), else None."""
+        parts = made, *[getattr(made, name, None) for name in _PARTS]
+        if parts != self._parts:
+            self._parts, self._handle = parts, made.handle if does_no_more(made, steps) else None
+        return self._handle
+
     def make_ready(self, server: Any, sock: DatagramSocket) -> None:
         wanted = Shape(server.max_packet_size, server.unmap_ipv4, server.pin_interface, server.udp_gro, server.udp_gso)
         shape = wanted, sock.getsockname()
@@ -116,21 +131,31 @@ class Reception:
 
     def refill(self, server: Any, sock: DatagramSocket) -> None:
         """Have the next ones arrive. Raises `OSError` if there are none, or the loop is to look up first."""
-        if not self._budget:
+        again = self._budget != self._most
+        if not self._budget or (
+            again and self.short and not self.may_take(server)
+        ):  # else what a hook is for is missed
             raise BlockingIOError
         room = min(self._budget, server._portico_room())
-        truncated = sock.receive(room)
+        try:
+            truncated = sock.receive(room)
+        except BlockingIOError:
+            self._lonely = again * _LONELY
+            raise
         count = len(sock.arrived) + len(truncated)
         # Fewer than there was room for are all that there are: asking again would be a call for nothing. But if they
-        # are few, their senders may have been answered meanwhile, and be back before the loop has looked up. Joined
-        # ones (udp_gro) may be more than there was room for.
-        self._budget = max(0, self._budget - count) if count >= room or count <= _FEW else 0
+        # are few, their senders may have been answered meanwhile, and be back before the loop has looked up: that is
+        # tried, and if it was in vain, not for a while. Joined ones (udp_gro) may be more than there was room for.
+        if self._lonely:
+            self._lonely -= 1
+        hopeful = count <= _FEW and not self._lonely
+        self._budget = max(0, self._budget - count) if count >= room or hopeful else 0
         for inserted, (payload, sender, length, place) in enumerate(truncated):
             if server.deliver_truncated:
                 sock.arrived.insert(place + inserted, (payload, sender))
             else:
                 self._tell_truncated(server, payload, sender, length)
-        if not sock.arrived or (self.short and not self.may_take(server)):  # a hook has been set: they go by it
+        if not sock.arrived:
             raise BlockingIOError
         self._arm(len(sock.arrived))
 
@@ -237,11 +262,14 @@ def take(server: Any) -> bool | Exception | None:
     server._portico_taken += len(arrived)
     flags = vars(server)
     made = server.RequestHandlerClass
-    handle = made.handle if does_no_more(made, STEPS) else None
+    handle = reception.handle_of(made, STEPS)
     last = sock.peers.last
     try:
         while arrived:
-            payload, client_address = arrived.popleft()
+            try:
+                payload, client_address = arrived.popleft()
+            except IndexError:  # a `handle_request` in another thread was first
+                break
             if last is not None:
                 last[client_address] = client_address
             try:

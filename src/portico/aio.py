@@ -26,11 +26,11 @@ from ._generics import Generic, RequestT, ServerT
 from ._meters import kernel_counts_family
 from ._on_loop import OnLoop
 from ._serving import end_request, request_context, request_failed
-from .handlers import BaseRequestHandler, DatagramRequestHandler, does_no_more
+from .handlers import BaseRequestHandler, DatagramRequestHandler
 from .lifecycle import HookFailed
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Generator
+    from collections.abc import Awaitable, Generator
 
     from ._connection import Connection
     from ._datagram_queue import DatagramQueue
@@ -89,8 +89,10 @@ class AsyncBaseRequestHandler(Generic[ServerT, RequestT]):
         """Called after `handle`, even if it raised; not if `setup` did."""
 
 
-_STEPS = AsyncBaseRequestHandler.__init__, AsyncBaseRequestHandler.setup, AsyncBaseRequestHandler.finish
-_AWAITED = AsyncBaseRequestHandler.__await__
+_STEPS = (
+    AsyncBaseRequestHandler.__init__, AsyncBaseRequestHandler.setup, AsyncBaseRequestHandler.finish,
+    AsyncBaseRequestHandler.__await__,
+)  # fmt: skip
 
 
 class AsyncStreamRequestHandler(AsyncBaseRequestHandler[ServerT, Any]):
@@ -247,9 +249,7 @@ class AsyncMixIn(OnLoop):
         except Exception as error:
             logs.emit(self, HookFailed("handle_error", error))
 
-    @staticmethod
-    def _portico_handle_of(made: Any) -> Callable[[Any], Any] | None:
-        return made.handle if does_no_more(made, _STEPS) and made.__await__ is _AWAITED else None
+    _portico_steps = _STEPS
 
     def _portico_make_session(self, address: Any, payload: bytes) -> PeerSession:
         from ._async_session import AsyncSession  # only where they are wanted
@@ -264,9 +264,10 @@ class AsyncMixIn(OnLoop):
         task.add_done_callback(partial(_ended, self._portico_requests))
 
     async def _portico_goodbye(self, connection: Connection) -> None:
+        handler = connection.handler
         try:
-            if connection.handler is not None:
-                await connection.handler.goodbye()
+            if handler is not None:  # else its request has just ended
+                await handler.goodbye()
         except OSError:  # the peer has left
             pass
         except Exception as error:

@@ -26,7 +26,7 @@ from ._meters import kernel_counts_family
 from ._on_loop import OnLoop
 from ._serving import end_request, request_context, request_failed
 from ._watchdog import Watchdog
-from .handlers import STEPS, does_no_more
+from .handlers import STEPS
 from .lifecycle import HookFailed
 
 if TYPE_CHECKING:
@@ -121,9 +121,7 @@ class GreenMixIn(OnLoop):
         except Exception as error:
             logs.emit(self, HookFailed("handle_error", error))
 
-    @staticmethod
-    def _portico_handle_of(made: Any) -> Callable[[Any], Any] | None:
-        return made.handle if does_no_more(made, STEPS) else None
+    _portico_steps = STEPS
 
     def _portico_make_session(self, address: Any, payload: bytes) -> PeerSession:
         from ._green_session import GreenSession  # only where they are wanted

@@ -75,10 +75,10 @@ class BaseRequestHandler(Generic[ServerT, RequestT]):
         """Called after `handle`, even if it raised; not if `setup` did."""
 
 
-STEPS = BaseRequestHandler.__init__, BaseRequestHandler.setup, BaseRequestHandler.finish
+STEPS = BaseRequestHandler.__init__, BaseRequestHandler.setup, BaseRequestHandler.finish, None
 
 
-def does_no_more(made: Any, steps: tuple[Any, Any, Any]) -> bool:
+def does_no_more(made: Any, steps: tuple[Any, Any, Any, Any]) -> bool:
     """Whether a handler class has all but `handle` from its base (`steps`), so that the rest need not be called.
 
     Measured: calling what does nothing takes as long as all else that is done to run a handler.
@@ -87,7 +87,7 @@ def does_no_more(made: Any, steps: tuple[Any, Any, Any]) -> bool:
     if type(made) is not type or made.__new__ is not new:
         return False
     handle = next((vars(cls)["handle"] for cls in made.__mro__ if "handle" in vars(cls)), None)
-    found = tuple(getattr(made, name, None) for name in ("__init__", "setup", "finish"))
+    found = tuple(getattr(made, name, None) for name in ("__init__", "setup", "finish", "__await__"))
     return type(handle) is type(does_no_more) and found == steps
 
 

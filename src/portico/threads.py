@@ -12,7 +12,7 @@ from . import limits, logs, settings
 from ._managed import Own
 from ._serving import Serving, end_request, request_context, request_failed
 from .errors import Overloaded
-from .handlers import STEPS, does_no_more
+from .handlers import STEPS
 from .lifecycle import HookFailed
 
 TYPE_CHECKING = False
@@ -262,7 +262,7 @@ class ThreadingMixIn(Serving):
             return super()._portico_taker()
         pool = self._portico_ready_pool()
         made: Any = self.RequestHandlerClass if self._portico_bounded and reception.may_take(self) else None
-        pool.made, pool.handle = made, made.handle if does_no_more(made, STEPS) else None
+        pool.made, pool.handle = made, None if made is None else reception.handle_of(made, STEPS)
         if made is None:
             return super()._portico_taker()
         return partial(pool.take, reception, reception.batched)
