@@ -72,7 +72,7 @@ def test_types_of_service_by_the_names_of_their_rfcs(value: Any, expected: int |
         ("max_datagrams", [1, 100_000], [0, -1, None, "many", True]),
         ("recv_buffer_size", [None, 1, 1 << 30], [0, -1, "1M", True]),
         ("send_buffer_size", [None, 65536], [0, 1.5]),
-        ("max_packet_size", [1, 65535], [0, 65536, None]),
+        ("max_packet_size", [1, 65535, 1 << 24], [0, (1 << 24) + 1, None]),
         ("udp_gro", [True, False, 1], [None, 2, "yes"]),
         ("deliver_truncated", [True, False], [None, "no"]),
         ("broadcast", [True, False], [2, "on"]),

@@ -27,6 +27,7 @@ WORSE: dict[str, list[Any]] = {
     "connection_burst_per_client": [-1, NAN, True, "5"],
     "client_prefix_ipv4": [-1, 32.0, True, NAN],
     "client_prefix_ipv6": [-1, 64.0, "64", INF],
+    "accept_batch": ["x", None, NAN],
     "max_tracked_clients": [-1, 65536.0, True, INF, "9"],
     "allow": [[], (), "", b"10.0.0.0/8", {"10.0.0.0/8"}, [["10.0.0.0/8"]], "10.0.0.1/8", "fe80::1%lo", True],
     "deny": [[], "", [None], "300.0.0.1", "10.0.0.0/-1", "10.0.0.0/ 8", 0],
@@ -53,6 +54,7 @@ WORSE: dict[str, list[Any]] = {
 }
 WRONG = [(name, value) for name in NAMES for value in [*BAD[name], *WORSE[name]]]
 WORDS = [
+    ("accept_batch", "8", 8),
     ("max_connections", "10", 10), ("max_connections_per_client", "none", None), ("connection_rate", "2.5", 2.5),
     ("connection_burst", "7", 7), ("connection_rate_per_client", "1e-3", 0.001),
     ("connection_burst_per_client", "1", 1), ("client_prefix_ipv4", "24", 24), ("client_prefix_ipv6", "128", 128),

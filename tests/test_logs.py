@@ -72,7 +72,7 @@ def test_a_unix_client_is_named_by_its_process(caplog: pytest.LogCaptureFixture)
     logs.record(RequestFailed((b"payload", here), None, LookupError()))
     said = [record.getMessage() for record in caplog.records]
     assert said[0] == f"request from pid {os.getpid()}, uid {os.getuid()} failed"
-    assert said[1:] == ["request from without an address failed"] * 2
+    assert said[1:] == ["request from somebody without an address failed"] * 2
 
 
 class Speechless(portico.TCPServer):

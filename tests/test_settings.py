@@ -29,7 +29,7 @@ BAD: dict[str, list[Any]] = {
     "accept_batch": [0, -1, 1.0, True],
     "accept_pause": [0, -0.1, "1", None],
     "accept_pause_max": [0, -1],
-    "max_packet_size": [0, 65536, 100.0],
+    "max_packet_size": [0, -1, (1 << 24) + 1, 100.0, "huge", None],
     "deliver_truncated": [None, 2],
     "max_datagrams": [0, 1.5, True, None],
     "recv_buffer_size": [0, -1, "1", 1.5],

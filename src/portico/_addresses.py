@@ -47,7 +47,18 @@ def infer(address: Any, dual_stack: bool | None = None) -> tuple[int, Any]:
     host = address[0]
     if dual_stack and host in ("", "::", None):
         return socket.AF_INET6, ("::", *address[1:])
+    if isinstance(host, str) and ":" in host and "%" in host and len(address) == 2:
+        return socket.AF_INET6, _scoped(host, address[1])
     return _family_of_host(host), address
+
+
+def _scoped(host: str, port: Any) -> tuple[str, Any, int, int]:
+    """A link-local address with its zone, the name or number of an interface (RFC 4007, 11), as bind() takes it."""
+    bare, _, zone = host.partition("%")
+    try:
+        return bare, port, 0, int(zone) if zone.isdigit() else socket.if_nametoindex(zone)
+    except OSError:
+        raise AddressError(f"{host!r} is no address: there is no network interface {zone!r}") from None
 
 
 def _infer_unix(address: str | bytes) -> tuple[int, str | bytes]:

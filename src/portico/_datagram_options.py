@@ -117,7 +117,10 @@ def _interface4(interface: str) -> bytes:
 def _index(interface: str) -> int:
     if not interface:
         return 0
-    return int(interface) if interface.isdigit() else socket.if_nametoindex(interface)
+    try:
+        return int(interface) if interface.isdigit() else socket.if_nametoindex(interface)
+    except OSError:
+        raise SettingError(f"multicast_groups: there is no network interface {interface!r}") from None
 
 
 def kernel_drops(sock: Any) -> int | None:

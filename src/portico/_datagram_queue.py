@@ -61,7 +61,7 @@ class DatagramQueue:
         arrived = sock.arrived
         if not arrived:
             try:
-                reception.refill(self._server, sock)
+                reception.refill_to_take(self._server, sock)
             except OSError as error:
                 return error
         taken = reception.taken(self._server, arrived)

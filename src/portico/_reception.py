@@ -159,6 +159,12 @@ class Reception:
             raise BlockingIOError
         self._arm(len(sock.arrived))
 
+    def refill_to_take(self, server: Any, sock: DatagramSocket) -> None:
+        """The same for who takes all at once: not if a hook or a rule has been set meanwhile, which they have to pass."""
+        self.refill(server, sock)
+        if not self.may_take(server):
+            raise BlockingIOError
+
     def taken(self, server: Any, arrived: deque[tuple[bytes, Any]]) -> list[tuple[bytes, Any]]:
         """Take what has arrived: all; of joined ones (udp_gro), which may be more than was asked for, what has room."""
         count = len(arrived) if not server.udp_gro else min(len(arrived), server._portico_room())
@@ -256,7 +262,7 @@ def take(server: Any) -> bool | Exception | None:
     arrived = sock.arrived
     if not arrived:
         try:
-            reception.refill(server, sock)
+            reception.refill_to_take(server, sock)
         except OSError as error:
             return error
     server._portico_taken += len(arrived)

@@ -37,7 +37,7 @@ class Serving(Managed):
     """The part of a server that a loop sees. Mixed into `BaseServer` and into the ways to run that bring a loop."""
 
     stdlib_compat: bool = settings.STDLIB_COMPAT.default
-    accept_batch: int = settings.ACCEPT_BATCH.default
+    accept_batch: int = limits.ACCEPT_BATCH.default
     accept_pause: float = settings.ACCEPT_PAUSE.default
     accept_pause_max: float = settings.ACCEPT_PAUSE_MAX.default
 

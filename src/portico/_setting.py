@@ -150,7 +150,7 @@ SYSTEM_FLAG: Final = Kind(
 )
 COUNT: Final = Kind("a whole number from 1 up", _whole(1), int)
 BACKLOG: Final = Kind("a whole number from 0 up", _whole(0), int)
-BYTES: Final = Kind("a whole number of bytes from 1 to 65535", _whole(1, 65535), int)
+BYTES: Final = Kind("a whole number of bytes from 1 to 16777216 (16 MiB)", _whole(1, 1 << 24), int)
 PAUSE: Final = Kind("a number of seconds above 0", lambda value: _number(value) and value > 0, float)
 WAIT: Final = Kind(
     "a number of seconds from 0 up, or none",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ._setting import COUNT, FLAG, GROUPS, MAYBE_COUNT, MAYBE_PAUSE, TOS_KIND, TTL_KIND, Setting
+from ._setting import BYTES, COUNT, FLAG, GROUPS, MAYBE_COUNT, MAYBE_PAUSE, TOS_KIND, TTL_KIND, Setting
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -10,6 +10,14 @@ if TYPE_CHECKING:
 
 __all__ = ["DATAGRAM_SETTINGS"]
 
+MAX_PACKET_SIZE: Final = Setting(
+    "max_packet_size",
+    65535,
+    BYTES,
+    unit="bytes",
+    stdlib=8192,
+    reason="the longest datagram taken whole; over UDP none is longer than 65507, Unix datagrams may be",
+)
 DELIVER_TRUNCATED: Final = Setting(
     "deliver_truncated",
     False,

@@ -22,7 +22,7 @@ class Group(namedtuple("Group", ["family", "address", "interface"])):
 
 def groups(value: Any) -> list[Group]:
     """Read one group or several, such as "239.1.2.3", "239.1.2.3%192.0.2.1", "ff02::1%eth0". Raises `SettingError`."""
-    several = [value] if isinstance(value, str) else value
+    several = [word.strip() for word in value.split(",")] if isinstance(value, str) else value
     if not isinstance(several, (list, tuple, set, frozenset)):
         raise SettingError(f"{value!r} is no group")
     return [_group(text) for text in several]

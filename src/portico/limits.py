@@ -33,6 +33,13 @@ __all__ = ["LIMITS", "LIVE", "Changed", "check"]
 
 # Who may enter. `portico serve` sets some of them.
 
+ACCEPT_BATCH: Final = Setting(
+    "accept_batch",
+    64,
+    COUNT,
+    unit="requests",
+    reason="requests taken per wake-up before the loop looks up (HAProxy 4, gevent 100, Tornado 128)",
+)
 MAX_CONNECTIONS: Final = Setting[int | None](
     "max_connections",
     None,
@@ -259,7 +266,7 @@ ACCESS_LOG: Final = Setting[str | None](
 )
 
 LIMITS: Final = tuple(value for value in list(globals().values()) if isinstance(value, Setting))
-_AT_THE_START: Final = ("keepalive", "tcp_user_timeout", "reuse_threads")
+_AT_THE_START: Final = ("accept_batch", "keepalive", "tcp_user_timeout", "reuse_threads")
 LIVE: Final = (*(setting.name for setting in LIMITS if setting.name not in _AT_THE_START), "max_datagrams")
 """What is read again while a server runs."""
 

@@ -100,8 +100,8 @@ def _rendered(event: Event) -> tuple[int, str, BaseException | None]:
         case DatagramsTruncated():
             size = "" if event.size is None else f", of {event.size} bytes"
             return _WARNING, (
-                f"{event.number} datagrams so far were longer than max_packet_size, the last from "
-                f"{event.client_address}{size}: dropped, see handle_truncated"
+                f"a datagram from {event.client_address}{size} was longer than max_packet_size, {event.number} so far: "
+                "not handled as if it were whole, see handle_truncated"
             ), None  # fmt: skip
         case BufferShort():
             given = f"{event.setting} = {event.wanted} bytes were asked for, the kernel gives {event.given}"
@@ -157,7 +157,7 @@ def _peer(event: RequestFailed) -> str:
     try:
         who = _sockets.peer_credentials(event.request)
     except Exception:  # a closed socket, a datagram, a system without credentials: then there is nothing to add
-        return "without an address"
+        return "somebody without an address"
     return f"pid {who.pid}, uid {who.uid}"
 
 

@@ -9,7 +9,7 @@ import socket as _socket
 from functools import partial
 from threading import get_ident
 
-from . import _handler_kinds, _sockets, datagram_settings, settings
+from . import _handler_kinds, _sockets, datagram_settings
 from ._addresses import AF_UNIX, unmapped
 from ._base import BaseServer
 from ._generics import Datagram
@@ -97,7 +97,7 @@ class UDPServer(BaseServer[Datagram]):
 
     socket_type = _socket.SOCK_DGRAM
     allow_reuse_address = False  # two servers on one port would both seem to work (Linux)
-    max_packet_size: int = settings.MAX_PACKET_SIZE.default
+    max_packet_size: int = datagram_settings.MAX_PACKET_SIZE.default
     deliver_truncated: bool = datagram_settings.DELIVER_TRUNCATED.default
     max_datagrams: int = datagram_settings.MAX_DATAGRAMS.default
     recv_buffer_size: int | None = datagram_settings.RECV_BUFFER_SIZE.default

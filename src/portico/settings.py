@@ -15,7 +15,6 @@ import os
 from . import limits
 from ._setting import (
     BACKLOG,
-    BYTES,
     COUNT,
     EVENT_LOOP_KIND,
     FLAG,
@@ -106,13 +105,6 @@ UNIX_GROUP: Final = Setting[int | str | None](
     unit="group",
     reason="group of the socket file, which then has mode 0o660 unless unix_mode says else; none: the process's",
 )
-ACCEPT_BATCH: Final = Setting(
-    "accept_batch",
-    64,
-    COUNT,
-    unit="requests",
-    reason="requests taken per wake-up before the loop looks up (HAProxy 4, gevent 100, Tornado 128)",
-)
 ACCEPT_PAUSE: Final = Setting(
     "accept_pause",
     0.01,
@@ -128,16 +120,8 @@ ACCEPT_PAUSE_MAX: Final = Setting(
     reason="longest such pause: the server is back at most this long after the shortage ends",
 )
 
-# What only datagram servers, threading or forking servers have.
+# What only threading or forking servers have.
 
-MAX_PACKET_SIZE: Final = Setting(
-    "max_packet_size",
-    65535,
-    BYTES,
-    unit="bytes",
-    stdlib=8192,
-    reason="the longest datagram taken whole; no datagram is longer than 65535 bytes",
-)
 DAEMON_THREADS: Final = Setting(
     "daemon_threads",
     False,
