@@ -156,7 +156,7 @@ def test_a_list_of_networks_names_the_wrong_one() -> None:
 # -- while a server runs
 
 
-LIVE = [name for name in NAMES if name not in ("keepalive", "tcp_user_timeout", "reuse_threads")]
+LIVE = [name for name in NAMES if name in limits.LIVE]
 
 
 @pytest.mark.parametrize("name", LIVE)
