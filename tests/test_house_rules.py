@@ -39,6 +39,7 @@ FLOORS = (
     {"_managed"},
     {"_running"},
     {"_session"},
+    {"_peer_session"},
     {"_access_log", "_drain", "_stats", "_timekeeper"},
     {"_connections", "reports"},
     {"_connection"},

@@ -256,20 +256,6 @@ def test_iteration_goes_on_until_the_end(way: str) -> None:
         assert until(lambda: served.notes == [str([b"a", b"", b"b"]), "finish"])
 
 
-@EVERY_WAY
-def test_datagrams_that_nobody_has_read_are_counted(way: str) -> None:
-    async def reads_one(talk: Talk) -> None:
-        await talk.recv()
-        await talk.send(b"one")
-        await talk.pause(0.2)
-
-    with serving(way, reads_one) as served, served.client() as client:
-        assert client.ask(b"1") == b"one"
-        client.say(b"2", b"3")
-        assert served.reasons() == ["done"]
-        assert served.refused == {"session_ended": 2}
-
-
 # -- limits
 
 

@@ -29,10 +29,12 @@ _KIND: Final = getattr(socket, "SOCK_SEQPACKET", socket.SOCK_DGRAM)
 _PEEK: Final = int(socket.MSG_PEEK)
 _ROOM: Final = (1 << 16) + 1
 _SIZE: Final = 1 << 20
-# In the shared page: whether the session is cut, datagrams read, bytes sent, when.
-_CUT: Final = Struct("=Q")
+# In the shared page: whether the session is cut; datagrams read, bytes sent, when; whether the child has ended it.
+_FLAG: Final = Struct("=Q")
+_CUT: Final = 0
 _DONE: Final = Struct("=QQd")
 _WHERE: Final = 8
+_SHUT: Final = 32
 
 
 class ForkedTally(SessionTally):
@@ -58,7 +60,7 @@ class ForkedSession(Session):
         super().__init__(server, address, payload)
         self.tally = ForkedTally(monotonic())
         self.tally.received, self.tally.page = len(payload), None
-        self._fed = 1
+        self._fed = 0
         self._done = 0
         self._page: Any = None
         self._gone = False
@@ -80,25 +82,28 @@ class ForkedSession(Session):
         self.tally.page = self._page
 
     def has_forked(self) -> None:
-        """In the parent: the child has the other end, and the first datagram."""
+        """In the parent: the child has the other end, and what there is. Here is a copy of what it has not read."""
         self._child.close()
         self._child = None
-        self._waiting.clear()
+        self._fed = len(self._waiting)
 
     def feed(self, payload: bytes) -> bool:
         """Forward it. The child may have ended its session, and not have been reaped yet."""
+        if self._page is None:  # a program runs it in a manner of its own, or it has ended
+            return super().feed(payload)
         if self._told:
             return self._cannot_take()
         try:
-            if self._fed - self._read_by_child() >= self._most:
+            self._forget_what_was_read()
+            if len(self._waiting) >= self._most:
                 return self._cannot_take()
             self.pipe.send(b"\0" + payload)
         except (BlockingIOError, InterruptedError):
             return self._cannot_take()
-        except (OSError, TypeError, ValueError):  # closed, there or here
-            self._gone = True
-            return False
+        except (OSError, ValueError):  # closed, there or here
+            return self._has_gone()
         self._fed += 1
+        self._waiting.append(payload)
         self.tally.received += len(payload)
         self.tally.heard = monotonic()
         return True
@@ -107,9 +112,41 @@ class ForkedSession(Session):
     def over(self) -> bool:
         return self._closed or self._gone
 
+    @property
+    def unread(self) -> bool:
+        try:
+            return self._fed > self._read_by_child()
+        except (TypeError, ValueError):  # there is no page, or it has just been closed
+            return super().unread
+
+    def leave(self) -> list[bytes]:
+        if self._gone and not self._closed:
+            self._forget_what_was_read()
+            self._goes_on = self._ends_by_itself(self._server._portico_reception)
+        return super().leave()
+
+    def keep(self, payload: bytes) -> None:
+        if self._page is not None:
+            self._forget_what_was_read()
+            self._fed += len(self._waiting) < self._most
+        super().keep(payload)
+
+    def _has_gone(self) -> bool:
+        if _FLAG.unpack_from(self._page, _SHUT)[0]:  # it takes no more, and may still be there
+            self._drop("session_ended")
+            return True
+        self._gone = True
+        return False
+
     def _read_by_child(self) -> int:
         read: int = _DONE.unpack_from(self._page, _WHERE)[0]
         return read
+
+    def _forget_what_was_read(self) -> None:
+        read, waiting = self._read_by_child(), self._waiting
+        self._used = read > 0
+        for _ in range(len(waiting) - (self._fed - read)):
+            waiting.popleft()
 
     # -- in the child
 
@@ -128,7 +165,7 @@ class ForkedSession(Session):
     def _take(self, flags: int) -> bytes | None:
         if not self._is_childs:  # a program runs it in a manner of its own
             return super()._take(flags)
-        if self._cut or _CUT.unpack_from(self._page)[0]:
+        if self._cut or _FLAG.unpack_from(self._page, _CUT)[0]:
             raise self._over()
         if not self._waiting:
             return None  # what there is waits in the pair, and the end behind it
@@ -141,7 +178,7 @@ class ForkedSession(Session):
         message: bytes = self.pipe.recv(_ROOM, flags)
         if not message:
             self._told = True
-        if not message or _CUT.unpack_from(self._page)[0]:
+        if not message or _FLAG.unpack_from(self._page, _CUT)[0]:
             raise self._over()
         self._has_read(flags)
         return message[1:]
@@ -172,25 +209,24 @@ class ForkedSession(Session):
         if how == socket.SHUT_WR or self.pipe is None:
             return
         try:
-            if how == socket.SHUT_RDWR and self._page is not None:
-                _CUT.pack_into(self._page, 0, 1)
-            self.pipe.shutdown(socket.SHUT_RD if self._is_childs else socket.SHUT_WR)
+            is_childs = self._is_childs
+            if self._page is not None and (is_childs or how == socket.SHUT_RDWR):
+                _FLAG.pack_into(self._page, _SHUT if is_childs else _CUT, 1)
+            self.pipe.shutdown(socket.SHUT_RD if is_childs else socket.SHUT_WR)
         except (OSError, ValueError):  # closed already
             return
 
     def close(self) -> None:
-        if self._closed:
-            return
         pipe, page = self.pipe, self._page
         if self._is_childs:
             self._closed = self._told = self._cut = True
         else:
-            unread = 0 if page is None else self._fed - self._read_by_child()
-            self.tally.traffic(self)
-            self.tally.page = None
+            if page is not None:
+                self._forget_what_was_read()
+                self._told = self._told or bool(_FLAG.unpack_from(page, _SHUT)[0])
+                self.tally.traffic(self)
+                self.tally.page = None
             super().close()
-            for _ in range(unread):
-                self._drop("session_ended")
         for held in (pipe, self._child, page):
             if held is not None:
                 held.close()
