@@ -33,6 +33,7 @@ from .packets import (
     until_set,
     waits_for,
 )
+from .waiting import until
 
 ALL = [b"%d" % number for number in range(10)]
 IN_HERE = tuple(way for way in EVERY if way != "forks")
@@ -278,6 +279,32 @@ def test_a_handler_may_wait_for_what_its_client_says_to_its_answer_elsewhere() -
                 assert sender == server.server_address
                 client.sendto(b"more", ("127.0.0.1", int(payload)))
                 assert client.recv(10) == b"MORE"
+
+
+def test_it_may_do_so_in_the_middle_of_a_fast_stream_too() -> None:
+    """Where answers are kept: the batch before was fast."""
+    heard_there: list[bytes] = []
+
+    async def say_where(handler: Any) -> None:
+        if handler.request[0] != b"where":
+            await echo(handler)
+            return
+        with socket.socket(type=socket.SOCK_DGRAM) as there:
+            there.bind(LOOPBACK)
+            there.settimeout(PATIENCE)
+            await answer(handler, b"%d" % there.getsockname()[1])
+            heard_there.append(there.recv(9))
+
+    with made("plain", say_where) as server, peer() as client, server.background():
+        for _ in range(3):
+            for number in range(32):
+                client.sendto(b"%d" % number, server.server_address)
+            assert len(heard(client, 32)) == 32
+        for word in (b"a", b"b", b"c", b"where"):
+            client.sendto(word, server.server_address)
+        *_, port = heard(client, 4)
+        client.sendto(b"here", (LOOPBACK[0], int(port)))
+        assert until(lambda: heard_there == [b"here"])
 
 
 @pytest.mark.parametrize("way", ["threads", *ON_LOOPS])

@@ -48,7 +48,7 @@ FLOORS = (
     {"_sockets", "_handler_kinds", "_datagram_options"},
     {"_meters", "deadlines"},
     {"_mmsg"},
-    {"_peers"},
+    {"_peers", "_punctual"},
     {"_addresses", "_unix_files", "_activation", "_holders", "_loop"},
     {"lifecycle", "_system"},
     {"events"},

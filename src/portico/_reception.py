@@ -16,6 +16,7 @@ from . import _sockets, logs
 from ._addresses import unmapped
 from ._datagram_options import tell_destination
 from ._datagrams import BATCH, DatagramSocket, Shape, knows_peers, receive_one
+from ._punctual import Punctual
 from ._serving import request_failed
 from .handlers import STEPS, does_no_more
 from .lifecycle import STOP_FLAG, DatagramsTruncated, HookFailed
@@ -59,6 +60,7 @@ class Reception:
         """Whether no hook is overridden that is called between `get_request` and the handler, and after it."""
         self._hooks: Callable[[type], Any] = attrgetter("get_request")
         self._found: Any = None
+        self._punctual: Punctual | None = None
         self._parts: Any = None
         self._handle: Any = None
         self._shape: Any = None
@@ -89,6 +91,9 @@ class Reception:
         """It has ended. What has arrived stays, for the next one, or for `handle_request`."""
         if self.batched is not None and self.batched.answers is not None:
             self.batched.answers.thread, self._since = 0, 0.0
+        if self._punctual is not None:
+            self._punctual.close()
+            self._punctual = None
         self.batched = server._portico_batches = None
         self.short = False
 
@@ -160,7 +165,7 @@ class Reception:
         self._arm(len(sock.arrived))
 
     def refill_to_take(self, server: Any, sock: DatagramSocket) -> None:
-        """The same for who takes all at once: not if a hook or a rule has been set meanwhile, which they have to pass."""
+        """The same for who takes all at once: not if a hook or rule has been set meanwhile, which they have to pass."""
         self.refill(server, sock)
         if not self.may_take(server):
             raise BlockingIOError
@@ -199,7 +204,11 @@ class Reception:
         elif self._inline and count > 1:
             self._since, self._count = monotonic(), count
             if not self._slow:
-                self.batched.answers.thread = get_ident()  # type: ignore[union-attr]
+                answers: Any = self.batched.answers  # type: ignore[union-attr]
+                if self._punctual is None:
+                    self._punctual = Punctual(answers)
+                self._punctual.begins()
+                answers.thread = get_ident()
 
     def left_over(self, server: Any) -> bool:
         """Whether something has been received, and not been taken."""

@@ -59,7 +59,7 @@ CONNECTION_RATE: Final = Setting[float | None](
     None,
     MAYBE_PAUSE,
     unit="1/second",
-    reason="new connections a second, from all clients together (a token bucket)",
+    reason="new connections, or datagrams, a second, from all clients together (a token bucket)",
 )
 CONNECTION_BURST: Final = Setting[int | None](
     "connection_burst",
