@@ -210,6 +210,7 @@ class PeerSession(Counting):
             try:
                 if flags & PEEK:
                     return self._waiting[0]
+                self.tally.heard = monotonic()  # from here on an answer is owed again: no goodbye may come between
                 found = self._waiting.popleft()
                 self._used = True
                 return found
