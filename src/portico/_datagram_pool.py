@@ -71,16 +71,11 @@ class DatagramPool:
 
     def take(self, reception: Reception, sock: Any) -> bool | Exception | None:
         """Put in what has arrived, all of it, in the place of `_handle_request_noblock` for each."""
-        arrived = sock.arrived
-        if not arrived:
-            try:
-                reception.refill_to_take(self._server, sock)
-            except OSError as error:
-                return error
-        taken = reception.taken(self._server, arrived)
-        self._server._portico_taken += len(taken)
+        try:
+            taken = reception.take_all(self._server, sock)
+        except OSError as error:
+            return error
         self.waiting.extend([((payload, sock), client_address) for payload, client_address in taken])
-        sock.peers.heard_all(taken)
         self.look()
         return reception.more()
 

@@ -58,17 +58,12 @@ class DatagramQueue:
 
     def take(self, reception: Reception, sock: Any) -> bool | Exception | None:
         """Put in what has arrived, all of it, in the place of `_handle_request_noblock` for each."""
-        arrived = sock.arrived
-        if not arrived:
-            try:
-                reception.refill_to_take(self._server, sock)
-            except OSError as error:
-                return error
-        taken = reception.taken(self._server, arrived)
-        self._server._portico_taken += len(taken)
+        try:
+            taken = reception.take_all(self._server, sock)
+        except OSError as error:
+            return error
         self._put += len(taken)
         self.waiting.extend(taken)
-        sock.peers.heard_all(taken)
         return reception.more()
 
     def batch_over(self) -> None:

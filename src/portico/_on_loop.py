@@ -196,7 +196,7 @@ class OnLoop(Serving):
         raise NotImplementedError
 
     def _portico_start_takers(self, queue: DatagramQueue, takers: int) -> bool:
-        """Start so many that take datagrams from the queue, each as long as `queue.goes_on`; whether they have run."""
+        """Start so many that take datagrams from the queue, each until its handler waits; whether they have run."""
         raise NotImplementedError
 
     def _portico_cancel(self, request: Any) -> None:

@@ -178,6 +178,15 @@ class Reception:
         except IndexError:  # a handler has read from the socket meanwhile, in another thread
             return []
 
+    def take_all(self, server: Any, sock: Any) -> list[tuple[bytes, Any]]:
+        """What has arrived, or does so now, for who runs it elsewhere. Raises as `refill`."""
+        if not sock.arrived:
+            self.refill_to_take(server, sock)
+        found = self.taken(server, sock.arrived)
+        server._portico_taken += len(found)
+        sock.peers.heard_all(found)
+        return found
+
     def more(self) -> bool | None:
         """What is returned to the loop when all that has arrived is taken: True if there may be more this time."""
         return True if self._budget else None
