@@ -56,7 +56,7 @@ FLOORS = (
     {"limits"},
     {"datagram_settings"},
     {"_setting"},
-    {"admission", "datagram_values"},
+    {"admission", "datagram_values", "proxy_protocol"},
     {"handlers"},
     {"errors"},
     {"_generics"},

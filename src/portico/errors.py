@@ -23,6 +23,7 @@ __all__ = [
     "Outcome",
     "Overloaded",
     "PorticoError",
+    "ProxyError",
     "SessionEnded",
     "SettingError",
     "UnavailableError",
@@ -46,6 +47,10 @@ class HandlerError(PorticoError, TypeError):
 
 class LineTooLong(PorticoError, ValueError):
     """A peer has sent a longer line than the handler takes (`StreamRequestHandler.max_line`)."""
+
+
+class ProxyError(PorticoError, ValueError):
+    """A connection does not begin with a PROXY protocol header, and why: the peer's fault, or that of its settings."""
 
 
 class SessionEnded(PorticoError, ConnectionAbortedError):
