@@ -26,6 +26,7 @@ __all__ = [
     "ProxyError",
     "SessionEnded",
     "SettingError",
+    "TLSError",
     "UnavailableError",
     "UnknownSettingError",
     "accept_outcome",
@@ -59,6 +60,10 @@ class SessionEnded(PorticoError, ConnectionAbortedError):
 
 class SettingError(PorticoError, ValueError):
     """A setting with a value it does not allow."""
+
+
+class TLSError(PorticoError, ValueError):
+    """Certificates, keys or TLS settings that cannot be used."""
 
 
 class UnknownSettingError(SettingError, TypeError):

@@ -1,0 +1,302 @@
+"""From a description to an `SSLContext` that is known to work: read, put together, and tried in a handshake in memory.
+
+All that may be wrong with files is said here, once, as a `TLSError` that names the file. Nothing of a server, and no
+state: which context is in use, and when it is replaced, is `_keyring`'s.
+"""
+
+from __future__ import annotations
+
+import os
+import ssl
+import stat
+from functools import cache
+
+from ._certificates import not_after
+from .errors import TLSError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any, Final, NoReturn
+
+    from .tls import TLS, Pair
+
+__all__ = ["Names", "adopt", "first_end", "make"]
+
+_CERTIFICATE: Final = b"-----BEGIN CERTIFICATE-----"
+_OLD_CERTIFICATES: Final = (b"-----BEGIN TRUSTED CERTIFICATE-----", b"-----BEGIN X509 CERTIFICATE-----")
+_KEY: Final = b"PRIVATE KEY-----"
+_LONGEST: Final = 1 << 24
+_VERSIONS: Final = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
+_CLIENTS: Final = {"none": ssl.CERT_NONE, "optional": ssl.CERT_OPTIONAL, "required": ssl.CERT_REQUIRED}
+_KTLS: Final = getattr(ssl, "OP_ENABLE_KTLS", 1 << 3)  # Python has its name since 3.12
+_ROUNDS: Final = 8
+
+
+class Names:
+    """What OpenSSL calls with the name that a client wants: notes it, and chooses who answers.
+
+    It is noted as `portico_server_name` on the `SSLSocket` or `SSLObject`.
+    """
+
+    __slots__ = ("_contexts", "_theirs")
+
+    def __init__(self, contexts: dict[str, ssl.SSLContext], theirs: Callable[..., int | None] | None = None) -> None:
+        self._contexts = contexts
+        self._theirs = theirs
+
+    def __call__(self, connection: Any, name: str | None, context: ssl.SSLContext) -> int | None:
+        try:
+            connection.portico_server_name = name
+        except AttributeError:  # a bare `_ssl._SSLSocket`, which has no room for it
+            pass
+        if self._theirs is not None:
+            return self._theirs(connection, name, context)
+        if name is not None and self._contexts:
+            chosen = self.of(name)
+            if chosen is not None:
+                connection.context = chosen
+        return None
+
+    def of(self, name: str) -> ssl.SSLContext | None:
+        """Whose name it is: exactly, else by a "*" for its first label."""
+        name = name.lower()
+        exact = self._contexts.get(name)
+        return exact if exact is not None else self._contexts.get("*." + name.partition(".")[2])
+
+
+def make(description: TLS, *, blocking: bool) -> tuple[ssl.SSLContext, float | None]:
+    """A context that has been tried, and when the first of its certificates ends. Raises `TLSError`."""
+    made: dict[Pair, ssl.SSLContext] = {}
+    authorities = None if description.client_ca is None else _authorities(description.client_ca)
+    first = (description.certificate, description.key)
+    for pair in (first, *description.sni.values()):
+        if pair not in made:
+            made[pair] = _context(description, pair, blocking)
+    ends = [_tried(context, pair[0]) for pair, context in made.items()]
+    for context in made.values():
+        if authorities is not None:  # after the trial, in which the client has no certificate
+            _believe(context, description, authorities)
+    context = made[first]
+    context.sni_callback = Names({name: made[pair] for name, pair in description.sni.items()})
+    return context, first_end(ends)
+
+
+def adopt(context: ssl.SSLContext) -> float | None:
+    """Try a context that was made elsewhere, and add what a server needs: the recorder of names, no renegotiation.
+
+    Returns when its certificate ends. It may be in use by others already: nothing else of it changes.
+    """
+    if context.protocol == ssl.PROTOCOL_TLS_CLIENT:
+        raise TLSError(
+            "the SSLContext is one for clients: make it by ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), or by"
+            " ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)"
+        )
+    end = _tried(context, "the SSLContext")
+    if not context.options & ssl.OP_NO_RENEGOTIATION:
+        context.options |= ssl.OP_NO_RENEGOTIATION
+    theirs: Any = context.sni_callback
+    if not isinstance(theirs, Names):
+        context.sni_callback = Names({}, theirs)
+    return end
+
+
+def first_end(ends: list[float | None]) -> float | None:
+    """The first of several ends, of which some may be unknown."""
+    return min((end for end in ends if end is not None), default=None)
+
+
+def _context(description: TLS, pair: Pair, blocking: bool) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = _VERSIONS[description.minimum_version]
+    # A connection that is cut off must not look like one that has ended (Python would have it so by default).
+    context.options &= ~ssl.OP_IGNORE_UNEXPECTED_EOF
+    context.options |= ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION | ssl.OP_CIPHER_SERVER_PREFERENCE
+    if blocking and description.ktls is not False:
+        if ssl.OPENSSL_VERSION_INFO >= (3,):
+            context.options |= _KTLS
+        elif description.ktls:
+            raise TLSError(f"ktls needs OpenSSL 3; this is {ssl.OPENSSL_VERSION}")
+    if description.ciphers is not None:
+        try:
+            context.set_ciphers(description.ciphers)
+        except ssl.SSLError:
+            raise TLSError(f"ciphers: OpenSSL has none that are meant by {description.ciphers!r}") from None
+    if description.alpn:
+        context.set_alpn_protocols(list(description.alpn))
+    _load(context, pair, description.password)
+    return context
+
+
+def _read(path: str) -> bytes:
+    """The content of a file, so that what is wrong with it can be said: OpenSSL's own errors name none."""
+    try:
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise TLSError(f"cannot read {path}: it is no regular file")
+            return file.read(_LONGEST)
+    except OSError as error:
+        raise TLSError(f"cannot read {path}: {error.strerror}") from None
+
+
+def _holds_certificates(content: bytes) -> bool:
+    return _CERTIFICATE in content or any(head in content for head in _OLD_CERTIFICATES)
+
+
+class _Password:
+    """Answers OpenSSL, which would ask at the terminal if there were nobody to ask."""
+
+    def __init__(self, given: Any) -> None:
+        self.given = given
+        self.asked = False
+        self.failure: Exception | None = None
+
+    def __call__(self) -> str | bytes:
+        self.asked = True
+        if self.given is None:
+            raise LookupError
+        try:
+            answer = self.given() if callable(self.given) else self.given
+            if not isinstance(answer, (str, bytes, bytearray)):
+                raise TypeError(f"it returned {type(answer).__name__}, not text or bytes")
+        except Exception as error:
+            self.failure = error
+            raise
+        return bytes(answer) if isinstance(answer, bytearray) else answer
+
+
+def _load(context: ssl.SSLContext, pair: Pair, password: Any) -> None:
+    certificate, key = pair
+    if not _holds_certificates(_read(certificate)):
+        raise TLSError(f"{certificate} holds no certificate")
+    if _KEY not in _read(key or certificate):
+        raise TLSError(f"{key or certificate} holds no private key" + ("" if key else ", and no key was given"))
+    answer = _Password(password)
+    try:
+        context.load_cert_chain(certificate, key, answer)
+    except LookupError:
+        if answer.failure is None:
+            raise TLSError(f"{key or certificate} needs a password") from None
+        _unusable(pair, answer, answer.failure)
+    except Exception as error:  # a user's callable may raise anything
+        _unusable(pair, answer, error)
+
+
+def _unusable(pair: Pair, answer: _Password, error: Exception) -> NoReturn:
+    certificate, key = pair
+    reason = getattr(error, "reason", None)
+    if answer.failure is not None:
+        said = f"{key or certificate}: its password could not be had: {answer.failure or type(answer.failure).__name__}"
+        raise TLSError(said) from answer.failure
+    if reason == "KEY_VALUES_MISMATCH":
+        raise TLSError(f"{key or 'the key'} does not belong to the certificate in {certificate}") from None
+    if reason == "KEY_TYPE_MISMATCH":
+        raise TLSError(f"{key or 'the key'} is of another kind than the certificate in {certificate}") from None
+    if reason in ("EE_KEY_TOO_SMALL", "CA_KEY_TOO_SMALL", "CA_MD_TOO_WEAK"):
+        raise TLSError(f"{certificate} is too weak for OpenSSL: {_words(error)}") from None
+    if answer.asked and reason not in ("TOO_SMALL", "NO_START_LINE"):
+        raise TLSError(f"{key or certificate}: wrong password") from None
+    raise TLSError(f"cannot use {certificate}{f' with {key}' if key else ''}: {_words(error)}") from None
+
+
+def _words(error: Exception) -> str:
+    reason = getattr(error, "reason", None)
+    return str(reason).replace("_", " ").lower() if reason else str(error).partition(" (_ssl.c")[0]
+
+
+def _authorities(path: str) -> list[str]:
+    """The files of a `client_ca`. All those of a folder that hold certificates, whatever their names are."""
+    if not os.path.isdir(path):
+        if not _holds_certificates(_read(path)):
+            raise TLSError(f"{path} holds no certificate")
+        return [path]
+    try:
+        entries = sorted(entry.path for entry in os.scandir(path) if entry.is_file())
+    except OSError as error:
+        raise TLSError(f"cannot read {path}: {error.strerror}") from None
+    files = [entry for entry in entries if _holds_certificates(_read(entry))]
+    if not files:
+        raise TLSError(f"{path} has no file with a certificate in it")
+    return files
+
+
+def _believe(context: ssl.SSLContext, description: TLS, authorities: list[str]) -> None:
+    for file in authorities:
+        try:
+            context.load_verify_locations(file)
+        except (ssl.SSLError, OSError) as error:
+            raise TLSError(f"cannot use {file}: {_words(error)}") from None
+    context.verify_mode = _CLIENTS[description.client_certificates]
+
+
+@cache
+def _visitor() -> ssl.SSLContext:
+    """A client that takes whatever a server may offer: it only wants to see its certificate."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    context.minimum_version = ssl.TLSVersion.MINIMUM_SUPPORTED
+    context.set_ciphers("ALL:!aNULL:@SECLEVEL=0")
+    return context
+
+
+def _tried(context: ssl.SSLContext, what: str) -> float | None:
+    """Shake hands in memory, which proves that certificate and key work together; when its chain ends, if it says so.
+
+    A server that demands a client's certificate has proved its own by the time it gets none.
+    """
+    to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
+    client: Any = _visitor().wrap_bio(to_client, to_server)
+    server = context.wrap_bio(to_server, to_client, server_side=True)
+    refused = None
+    for _ in range(_ROUNDS):
+        if _step(client, what):
+            break
+        try:
+            server.do_handshake()
+        except ssl.SSLWantReadError:
+            pass
+        except ssl.SSLError as error:
+            refused = error
+            if error.reason != "PEER_DID_NOT_RETURN_A_CERTIFICATE":
+                raise TLSError(_why_not(what, error)) from None
+            break
+    chain = _chain(client)
+    if not chain:
+        raise TLSError(f"{what} shows no certificate" if refused is None else _why_not(what, refused))
+    return first_end([_end(der) for der in chain])
+
+
+def _step(client: Any, what: str) -> bool:
+    try:
+        client.do_handshake()
+    except ssl.SSLWantReadError:
+        return False
+    except ssl.SSLError as error:
+        raise TLSError(_why_not(what, error)) from None
+    return True
+
+
+def _why_not(what: str, error: ssl.SSLError) -> str:
+    if error.reason in ("NO_SHARED_CIPHER", "NO_SUITABLE_SIGNATURE_ALGORITHM", "NO_CERTIFICATE_SET"):
+        return f"{what} has no certificate that fits its ciphers and versions, or none at all"
+    return f"{what} does not work in a handshake: {_words(error)}"
+
+
+def _chain(client: Any) -> list[bytes]:
+    """All certificates that a server has shown. Public since 3.13, and always usable in the middle of a handshake."""
+    try:
+        import _ssl
+
+        shown = client._sslobj.get_unverified_chain() or ()
+        return [certificate.public_bytes(_ssl.ENCODING_DER) for certificate in shown]
+    except (ImportError, AttributeError):  # another Python than CPython
+        der = client.getpeercert(True)
+        return [] if der is None else [der]
+
+
+def _end(der: bytes) -> float | None:
+    try:
+        return not_after(der)
+    except ValueError:
+        return None
