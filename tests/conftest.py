@@ -15,11 +15,14 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from .waiting import until
+
+if TYPE_CHECKING:
+    from .certificates import Authority
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -46,6 +49,14 @@ def uvloop_has_its_pipe() -> None:
         loop = importlib.import_module("uvloop").new_event_loop()
         loop.run_until_complete(asyncio.sleep(0))
         loop.close()
+
+
+@pytest.fixture(scope="session")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    """Who signs all certificates of the tests."""
+    from .certificates import Authority  # not before it is wanted: it takes 0.1 s
+
+    return Authority(tmp_path_factory.mktemp("authority"))
 
 
 @pytest.fixture

@@ -31,6 +31,8 @@ _VERSIONS: Final = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3
 _CLIENTS: Final = {"none": ssl.CERT_NONE, "optional": ssl.CERT_OPTIONAL, "required": ssl.CERT_REQUIRED}
 _KTLS: Final = getattr(ssl, "OP_ENABLE_KTLS", 1 << 3)  # Python has its name since 3.12
 _ROUNDS: Final = 8
+_OTHER_KIND: Final = ("KEY_TYPE_MISMATCH", "NO_CERTIFICATE_ASSIGNED")  # the first until OpenSSL 1.1.1
+_TOO_WEAK: Final = ("EE_KEY_TOO_SMALL", "CA_KEY_TOO_SMALL", "CA_MD_TOO_WEAK")
 
 
 class Names:
@@ -183,25 +185,38 @@ def _load(context: ssl.SSLContext, pair: Pair, password: Any) -> None:
 
 
 def _unusable(pair: Pair, answer: _Password, error: Exception) -> NoReturn:
-    certificate, key = pair
+    certificate, key_file = pair
+    key = key_file or certificate
     reason = getattr(error, "reason", None)
     if answer.failure is not None:
-        said = f"{key or certificate}: its password could not be had: {answer.failure or type(answer.failure).__name__}"
-        raise TLSError(said) from answer.failure
+        what = f"{type(answer.failure).__name__}: {answer.failure}"
+        raise TLSError(f"{key}: its password could not be had: {what}") from answer.failure
     if reason == "KEY_VALUES_MISMATCH":
-        raise TLSError(f"{key or 'the key'} does not belong to the certificate in {certificate}") from None
-    if reason == "KEY_TYPE_MISMATCH":
-        raise TLSError(f"{key or 'the key'} is of another kind than the certificate in {certificate}") from None
-    if reason in ("EE_KEY_TOO_SMALL", "CA_KEY_TOO_SMALL", "CA_MD_TOO_WEAK"):
-        raise TLSError(f"{certificate} is too weak for OpenSSL: {_words(error)}") from None
-    if answer.asked and reason not in ("TOO_SMALL", "NO_START_LINE"):
-        raise TLSError(f"{key or certificate}: wrong password") from None
-    raise TLSError(f"cannot use {certificate}{f' with {key}' if key else ''}: {_words(error)}") from None
+        said = f"{key} does not belong to the certificate in {certificate}"
+    elif reason in _OTHER_KIND:
+        said = f"{key} is of another kind than the certificate in {certificate}, and does not belong to it"
+    elif reason in _TOO_WEAK:
+        said = f"{certificate} is too weak for OpenSSL: {_words(error)}"
+    elif answer.asked:
+        said = f"{key}: wrong password"
+    elif not _is_readable(certificate):
+        said = f"{certificate} holds no certificate that OpenSSL can read: {_words(error)}"
+    else:
+        said = f"{key} holds no private key that OpenSSL can read: {_words(error)}"
+    raise TLSError(said) from None
+
+
+def _is_readable(certificate: str) -> bool:
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_verify_locations(certificate)
+    except (ssl.SSLError, OSError):
+        return False
+    return True
 
 
 def _words(error: Exception) -> str:
     reason = getattr(error, "reason", None)
-    return str(reason).replace("_", " ").lower() if reason else str(error).partition(" (_ssl.c")[0]
+    return reason.replace("_", " ").lower() if isinstance(reason, str) else str(error).partition(" (_ssl.c")[0]
 
 
 def _authorities(path: str) -> list[str]:
@@ -225,7 +240,7 @@ def _believe(context: ssl.SSLContext, description: TLS, authorities: list[str]) 
         try:
             context.load_verify_locations(file)
         except (ssl.SSLError, OSError) as error:
-            raise TLSError(f"cannot use {file}: {_words(error)}") from None
+            raise TLSError(f"{file} holds no certificate that OpenSSL can read: {_words(error)}") from None
     context.verify_mode = _CLIENTS[description.client_certificates]
 
 

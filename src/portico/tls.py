@@ -54,6 +54,8 @@ def _pair(value: Any) -> Pair | None:
 def _sni(value: Any) -> Mapping[str, Pair]:
     if value is None:
         return MappingProxyType({})
+    if not hasattr(value, "items"):
+        raise ValueError
     pairs = {}
     for name, files in dict(value).items():
         if not _is_server_name(name):
@@ -131,7 +133,7 @@ def _read(name: str, value: Any) -> Any:
     try:
         return read(value)
     except (ValueError, TypeError) as wrong:
-        shown = f"a {type(value).__name__}" if name == "password" else repr(value)
+        shown = f"a value of type {type(value).__name__}" if name == "password" else repr(value)
         raise SettingError(
             f"TLS: {name} must be {allowed}, not {shown}" + (f": {wrong}" if str(wrong) else "")
         ) from None
