@@ -64,7 +64,7 @@ class Talk:
     """A client and a server that talk in memory, after a handshake that has gone well on both sides."""
 
     def __init__(
-        self, server: ssl.SSLContext, client: ssl.SSLContext, name: str = "localhost", session: Any = None
+        self, server: ssl.SSLContext, client: ssl.SSLContext, name: str | None = "localhost", session: Any = None
     ) -> None:
         to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
         self.client = client.wrap_bio(to_client, to_server, server_hostname=name, session=session)
@@ -87,4 +87,5 @@ class Talk:
     @property
     def names(self) -> set[str]:
         """Those in the certificate that the server has shown."""
-        return {value for _, value in self.client.getpeercert()["subjectAltName"]}  # type: ignore[index]
+        shown: Any = self.client.getpeercert()
+        return {value for _, value in shown["subjectAltName"]}

@@ -10,6 +10,7 @@ import os
 import ssl
 import stat
 from functools import cache
+from hashlib import sha256
 
 from ._certificates import not_after
 from .errors import TLSError
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
     from .tls import TLS, Pair
 
-__all__ = ["Names", "adopt", "first_end", "make"]
+__all__ = ["Made", "Names", "adopt", "make"]
 
 _CERTIFICATE: Final = b"-----BEGIN CERTIFICATE-----"
 _OLD_CERTIFICATES: Final = (b"-----BEGIN TRUSTED CERTIFICATE-----", b"-----BEGIN X509 CERTIFICATE-----")
@@ -67,27 +68,46 @@ class Names:
         return exact if exact is not None else self._contexts.get("*." + name.partition(".")[2])
 
 
-def make(description: TLS, *, blocking: bool) -> tuple[ssl.SSLContext, float | None]:
-    """A context that has been tried, and when the first of its certificates ends. Raises `TLSError`."""
+class Made:
+    """A context that works, when the first of its certificates ends, and a digest of which clients it believes."""
+
+    __slots__ = ("context", "end", "trust")
+
+    def __init__(self, context: ssl.SSLContext, end: float | None, trust: bytes) -> None:
+        self.context = context
+        self.end = end
+        self.trust = trust
+
+
+def make(description: TLS, *, blocking: bool) -> Made:
+    """Read and try all that a description names. Raises `TLSError`."""
     made: dict[Pair, ssl.SSLContext] = {}
-    authorities = None if description.client_ca is None else _authorities(description.client_ca)
+    authorities = {} if description.client_ca is None else _authorities(description.client_ca)
     first = (description.certificate, description.key)
     for pair in (first, *description.sni.values()):
         if pair not in made:
             made[pair] = _context(description, pair, blocking)
     ends = [_tried(context, pair[0]) for pair, context in made.items()]
-    for context in made.values():
-        if authorities is not None:  # after the trial, in which the client has no certificate
+    if authorities:
+        for context in made.values():  # after the trial, in which the client has no certificate
             _believe(context, description, authorities)
     context = made[first]
     context.sni_callback = Names({name: made[pair] for name, pair in description.sni.items()})
-    return context, first_end(ends)
+    return Made(context, _first(ends), _trust(description, authorities))
 
 
-def adopt(context: ssl.SSLContext) -> float | None:
+def _trust(description: TLS, authorities: dict[str, bytes]) -> bytes:
+    if not authorities:
+        return b""
+    contents = b"".join(sha256(content).digest() for content in authorities.values())
+    return sha256(description.client_certificates.encode() + contents).digest()
+
+
+def adopt(context: ssl.SSLContext) -> Made:
     """Try a context that was made elsewhere, and add what a server needs: the recorder of names, no renegotiation.
 
-    Returns when its certificate ends. It may be in use by others already: nothing else of it changes.
+    It may be in use by others already: nothing else of it changes. Whom it believes cannot be read from it, so that is
+    taken to be like nobody else's.
     """
     if context.protocol == ssl.PROTOCOL_TLS_CLIENT:
         raise TLSError(
@@ -100,10 +120,10 @@ def adopt(context: ssl.SSLContext) -> float | None:
     theirs: Any = context.sni_callback
     if not isinstance(theirs, Names):
         context.sni_callback = Names({}, theirs)
-    return end
+    return Made(context, end, b"" if context.verify_mode == ssl.CERT_NONE else os.urandom(16))
 
 
-def first_end(ends: list[float | None]) -> float | None:
+def _first(ends: list[float | None]) -> float | None:
     """The first of several ends, of which some may be unknown."""
     return min((end for end in ends if end is not None), default=None)
 
@@ -133,7 +153,7 @@ def _context(description: TLS, pair: Pair, blocking: bool) -> ssl.SSLContext:
 def _read(path: str) -> bytes:
     """The content of a file, so that what is wrong with it can be said: OpenSSL's own errors name none."""
     try:
-        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 raise TLSError(f"cannot read {path}: it is no regular file")
             return file.read(_LONGEST)
@@ -200,9 +220,9 @@ def _unusable(pair: Pair, answer: _Password, error: Exception) -> NoReturn:
     elif answer.asked:
         said = f"{key}: wrong password"
     elif not _is_readable(certificate):
-        said = f"{certificate} holds no certificate that OpenSSL can read: {_words(error)}"
+        said = f"{certificate} holds no certificate that OpenSSL can read"
     else:
-        said = f"{key} holds no private key that OpenSSL can read: {_words(error)}"
+        said = f"{key} holds no private key that OpenSSL can read"
     raise TLSError(said) from None
 
 
@@ -219,28 +239,30 @@ def _words(error: Exception) -> str:
     return reason.replace("_", " ").lower() if isinstance(reason, str) else str(error).partition(" (_ssl.c")[0]
 
 
-def _authorities(path: str) -> list[str]:
+def _authorities(path: str) -> dict[str, bytes]:
     """The files of a `client_ca`. All those of a folder that hold certificates, whatever their names are."""
     if not os.path.isdir(path):
-        if not _holds_certificates(_read(path)):
+        content = _read(path)
+        if not _holds_certificates(content):
             raise TLSError(f"{path} holds no certificate")
-        return [path]
+        return {path: content}
     try:
-        entries = sorted(entry.path for entry in os.scandir(path) if entry.is_file())
+        with os.scandir(path) as entries:
+            files = sorted(entry.path for entry in entries if entry.is_file())
     except OSError as error:
         raise TLSError(f"cannot read {path}: {error.strerror}") from None
-    files = [entry for entry in entries if _holds_certificates(_read(entry))]
-    if not files:
+    found = {file: content for file in files if _holds_certificates(content := _read(file))}
+    if not found:
         raise TLSError(f"{path} has no file with a certificate in it")
-    return files
+    return found
 
 
-def _believe(context: ssl.SSLContext, description: TLS, authorities: list[str]) -> None:
+def _believe(context: ssl.SSLContext, description: TLS, authorities: dict[str, bytes]) -> None:
     for file in authorities:
         try:
             context.load_verify_locations(file)
-        except (ssl.SSLError, OSError) as error:
-            raise TLSError(f"{file} holds no certificate that OpenSSL can read: {_words(error)}") from None
+        except (ssl.SSLError, OSError):
+            raise TLSError(f"{file} holds no certificate that OpenSSL can read") from None
     context.verify_mode = _CLIENTS[description.client_certificates]
 
 
@@ -279,7 +301,7 @@ def _tried(context: ssl.SSLContext, what: str) -> float | None:
     chain = _chain(client)
     if not chain:
         raise TLSError(f"{what} shows no certificate" if refused is None else _why_not(what, refused))
-    return first_end([_end(der) for der in chain])
+    return _first([_end(der) for der in chain])
 
 
 def _step(client: Any, what: str) -> bool:

@@ -37,7 +37,8 @@ class Keyring:
     ) -> None:
         """Load and try them: `TLSError` says what is wrong. `watch`: seconds from one look at their files to the next.
 
-        `tickets` are keys of others that are to know each other's sessions; by default those of the first context.
+        `tickets`: keys of servers that are to know each other's sessions; by default new ones. Contexts that ask for
+        clients' certificates get others, which follow from these and from who is believed.
         """
         if not isinstance(source, (TLS, ssl.SSLContext)):
             raise SettingError(f"tls must be a portico.TLS or an ssl.SSLContext, not {source!r}")
@@ -106,19 +107,22 @@ class Keyring:
     def _replace(self, source: Source) -> None:
         seen = _seen(source)  # before it is read: what changes meanwhile is found at the next look
         loads = self.loads
-        if isinstance(source, TLS):
-            context, end = _contexts.make(source, blocking=self._blocking)
-        else:
-            context, end = source, _contexts.adopt(source)
+        made = _contexts.make(source, blocking=self._blocking) if isinstance(source, TLS) else _contexts.adopt(source)
         if self.loads != loads:  # a signal handler has reloaded meanwhile: its files are the newer ones
             return
-        if self.tickets is None:
-            self.tickets = TicketKeys.of(context)
-        elif context is not getattr(self, "context", None):
-            self.tickets.apply(context)
-        self.source, self.context, self._end = source, context, end
+        self._give_tickets(made, adopted=not isinstance(source, TLS))
+        self.source, self.context, self._end = source, made.context, made.end
         self._loaded, self._failed, self._told = seen, None, None
         self.loads += 1
+
+    def _give_tickets(self, made: _contexts.Made, *, adopted: bool) -> None:
+        first = adopted and self.loads == 0
+        if self.tickets is None:
+            self.tickets = TicketKeys.of(made.context)
+            if first or self.tickets is None:  # it may be another server's, too, whose clients have tickets
+                return
+        if self.loads == 0 or made.context is not self.context:
+            self.tickets.bound(b"" if first else made.trust).apply(made.context)
 
 
 def _seen(source: Source) -> Seen:

@@ -12,6 +12,7 @@ import os
 import ssl
 import sys
 from functools import cache
+from hashlib import shake_256
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -25,6 +26,11 @@ _GET: Final = 58  # SSL_CTRL_GET_TLSEXT_TICKET_KEYS
 _SET: Final = 59
 # Where a context has its SSL_CTX*, was looked up for these: right after the object's head.
 _KNOWN: Final = ((3, 11), (3, 12), (3, 13))
+_VERIFY: Final = {
+    ssl.CERT_NONE: 0,
+    ssl.CERT_OPTIONAL: 1,
+    ssl.CERT_REQUIRED: 3,
+}  # SSL_VERIFY_PEER, _FAIL_IF_NO_PEER_CERT
 
 
 @cache
@@ -58,7 +64,7 @@ def _place(context: ssl.SSLContext) -> int | None:
         return None
     if library.SSL_CTX_get_options(pointer) != int(context.options) & (1 << 64) - 1:
         return None
-    if library.SSL_CTX_get_verify_mode(pointer) != int(context.verify_mode):
+    if library.SSL_CTX_get_verify_mode(pointer) != _VERIFY.get(context.verify_mode):
         return None
     if library.SSL_CTX_ctrl(pointer, _SET, 0, None) != LENGTH:
         return None
@@ -95,6 +101,13 @@ class TicketKeys:
             return False
         done = _library().SSL_CTX_ctrl(pointer, _SET, LENGTH, ctypes.create_string_buffer(self.secret, LENGTH))
         return bool(done == 1 and _read(pointer) == self.secret)
+
+    def bound(self, trust: bytes) -> TicketKeys:
+        """Others that follow from these and from who is believed; the same, if nobody is asked who he is.
+
+        Who resumes a session shows no certificate again: one that was begun under other rules must not be taken.
+        """
+        return TicketKeys(shake_256(self.secret + trust).digest(LENGTH)) if trust else self
 
     def __repr__(self) -> str:
         return "<TicketKeys>"  # whoever has them can read all sessions
