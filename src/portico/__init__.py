@@ -15,11 +15,14 @@ from ._sockets import Credentials
 from .errors import (
     AddressError,
     HandlerError,
+    HandshakeError,
     LineTooLong,
     Overloaded,
     PorticoError,
+    ProxyError,
     SessionEnded,
     SettingError,
+    TLSError,
     UnavailableError,
     UnknownSettingError,
 )
@@ -35,6 +38,7 @@ if TYPE_CHECKING:
     from typing import Any as _Any
 
     from ._async_session import AsyncSession as AsyncSession
+    from ._certificates import PeerCertificate as PeerCertificate
     from ._connection import Connection as Connection
     from ._session import Session as Session
     from .aio import AsyncBaseRequestHandler as AsyncBaseRequestHandler
@@ -43,11 +47,15 @@ if TYPE_CHECKING:
     from .aio import AsyncSocket as AsyncSocket
     from .aio import AsyncStreamRequestHandler as AsyncStreamRequestHandler
     from .async_presets import *
+    from .client import Client as Client
+    from .client import TLSInfo as TLSInfo
     from .green import GreenMixIn as GreenMixIn
     from .green import GreenSocket as GreenSocket
     from .green_presets import *
+    from .proxy_protocol import ProxyHeader as ProxyHeader
     from .reports import DrainReport as DrainReport
     from .reports import Stats as Stats
+    from .tls import TLS as TLS
 
 __version__ = "0.4"  # what socketserver says; Portico's own version is in its package metadata
 
@@ -58,13 +66,16 @@ __all__ = [
     "Credentials",
     "DatagramRequestHandler",
     "HandlerError",
+    "HandshakeError",
     "LineTooLong",
     "Overloaded",
     "PorticoError",
+    "ProxyError",
     "SessionEnded",
     "SettingError",
     "StreamRequestHandler",
     "TCPServer",
+    "TLSError",
     "ThreadingMixIn",
     "UDPServer",
     "UnavailableError",
@@ -97,6 +108,22 @@ def __getattr__(name: str) -> "_Any":
         from . import _connection, reports
 
         modules = (_connection, reports)
+    elif name == "TLS":
+        from . import tls
+
+        modules = (tls,)
+    elif name in ("Client", "TLSInfo"):
+        from . import client
+
+        modules = (client,)
+    elif name == "PeerCertificate":
+        from . import _certificates
+
+        modules = (_certificates,)
+    elif name == "ProxyHeader":
+        from . import proxy_protocol
+
+        modules = (proxy_protocol,)
     elif name == "Session":
         from . import _session
 

@@ -120,6 +120,9 @@ class Acceptor:
         if server._portico_look is not None:
             look = server._portico_look()
             interval = look if interval is None or (look is not None and look < interval) else interval
+        if server._portico_lobby is not None:
+            look = server._portico_lobby.look()
+            interval = look if interval is None or (look is not None and look < interval) else interval
         if held is not None and held != _FOR_EVER:
             interval = held if interval is None else min(held, interval)
         if self._resume_at is None:

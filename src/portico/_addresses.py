@@ -20,8 +20,8 @@ __all__ = ["Endpoint", "describe", "infer", "is_mapped", "parse", "spell", "unma
 
 AF_UNIX: int | None = getattr(socket, "AF_UNIX", None)
 _EXAMPLES = (
-    "tcp://127.0.0.1:8000, tcp://[::1]:8000, udp://0.0.0.0:53, unix:/run/a.sock, unix-dgram:/run/a.sock, fd://3, "
-    "systemd://NAME"
+    "tcp://127.0.0.1:8000, tcp://[::1]:8000, tls://0.0.0.0:8443, udp://0.0.0.0:53, unix:/run/a.sock, "
+    "tls-unix:/run/a.sock, unix-dgram:/run/a.sock, fd://3, systemd://NAME"
 )
 
 
@@ -102,9 +102,9 @@ def parse(text: str) -> Endpoint:
     kind, colon, rest = text.partition(":")
     if not colon:
         raise AddressError(f"{text!r} is no address; give one like {_EXAMPLES}")
-    if kind in ("tcp", "udp") and rest.startswith("//"):
+    if kind in ("tcp", "tls", "udp") and rest.startswith("//"):
         return Endpoint(kind, _host_and_port(text, rest[2:]))
-    if kind in ("unix", "unix-dgram") and rest.strip("/"):
+    if kind in ("unix", "tls-unix", "unix-dgram") and rest.strip("/"):
         path = "/" + rest.lstrip("/") if rest.startswith("//") else rest
         return Endpoint(kind, "\0" + path[1:] if path.startswith("@") else path)
     if kind in ("fd", "systemd") and rest.startswith("//"):
@@ -131,13 +131,13 @@ def spell(kind: str, address: Any) -> str:
     return f"{kind}:{'@' + name[1:] if name.startswith(chr(0)) else name}"
 
 
-def describe(sock: socket.socket, address: Any = None) -> str:
+def describe(sock: socket.socket, address: Any = None, *, encrypted: bool = False) -> str:
     """`spell` for a socket: its own address, or one it is about to have."""
     datagram = sock.type == socket.SOCK_DGRAM
     if AF_UNIX is not None and sock.family == AF_UNIX:
-        kind = "unix-dgram" if datagram else "unix"
+        kind = "unix-dgram" if datagram else "tls-unix" if encrypted else "unix"
     else:
-        kind = "udp" if datagram else "tcp"
+        kind = "udp" if datagram else "tls" if encrypted else "tcp"
     try:
         return spell(kind, sock.getsockname() if address is None else address)
     except (TypeError, IndexError):  # an address that is none: bind() will say so

@@ -1,7 +1,6 @@
 """`AsyncSocket`: a socket whose calls are awaited; and what counts on it, where the kernel does not.
 
-How it learns that a call is worth a try is `_readiness`'s. Streams are asyncio's own: here is only what ties them to
-the connection they carry.
+How it learns that a call is worth a try is `_readiness`'s; streams are `_async_streams'`.
 """
 
 from __future__ import annotations
@@ -9,22 +8,19 @@ from __future__ import annotations
 import asyncio
 import socket
 from threading import get_ident
-from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
-from weakref import ref
 
 from ._datagrams import LONGEST, MANY, Answers, addressed, flush_answers, send_now
-from ._meters import Counting, MeteredSocket
+from ._meters import Counting
 from ._peers import PeerAddress
 from ._readiness import PATIENCE, FutureWaiter, Watched
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
 
     from ._engine import AsyncioLoop
-    from ._meters import Tally
 
-__all__ = ["AsyncDatagramSocket", "AsyncSocket", "CountedAsyncSocket", "CountedReader", "CountedWriter", "StreamSocket"]
+__all__ = ["AsyncDatagramSocket", "AsyncSocket", "CountedAsyncSocket"]
 
 _Socket: Any = socket.SocketType
 _AGAIN: Final = (BlockingIOError, InterruptedError)
@@ -192,6 +188,11 @@ class AsyncSocket(Watched):
         if self._is_time():
             await asyncio.sleep(0)
 
+    async def readable(self) -> None:
+        """Until something more has come, or the end has. A hint: a call may find nothing all the same."""
+        self._readable = self._ended
+        await self._wait(_READ)
+
     async def _wait(self, read: bool) -> None:
         """Until a try is worth while."""
         self._patience = PATIENCE
@@ -308,56 +309,3 @@ class CountedAsyncSocket(Counting, AsyncSocket):
             return count
 
         return await super()._call(read, counted, *arguments)
-
-
-class StreamSocket(MeteredSocket):
-    """What carries a stream: asyncio closes it, uvloop detaches it and closes the number. Either is its end."""
-
-    __slots__ = ()
-
-    def detach(self) -> int:
-        if self.connection is not None:
-            self.connection.has_lost_socket()
-        return socket.socket.detach(self)
-
-
-class CountedReader(asyncio.StreamReader):
-    """A `StreamReader` that counts what it is fed."""
-
-    tally: Tally | None = None
-
-    def feed_data(self, data: Any) -> None:
-        if self.tally is not None:
-            self.tally.received += len(data)
-            self.tally.heard = monotonic()
-        super().feed_data(data)
-
-
-class CountedWriter(asyncio.StreamWriter):
-    """A `StreamWriter` that counts what it is given, less what waits for the peer to take something."""
-
-    tally: Tally | None = None
-
-    def count_in(self, tally: Tally) -> None:
-        known = ref(self)  # a connection may be remembered for longer than its streams
-
-        def unsent() -> int:
-            writer = known()
-            return 0 if writer is None else writer.unsent()
-
-        self.tally, tally.unsent = tally, unsent
-
-    def unsent(self) -> int:
-        try:
-            return self.transport.get_write_buffer_size()
-        except RuntimeError:  # it adds up what changes in another thread just now
-            return 0 if self.tally is None else self.tally.sent
-
-    def write(self, data: Any) -> None:
-        super().write(data)
-        if self.tally is not None:
-            self.tally.sent += memoryview(data).nbytes
-            self.tally.said = monotonic()
-
-    def writelines(self, data: Iterable[Any]) -> None:
-        self.write(b"".join(data))

@@ -19,7 +19,9 @@ from . import _sockets, limits, logs, settings
 from ._addresses import infer
 from ._generics import Generic, RequestT
 from ._loop import selector_class
-from ._serving import Serving, note_failure, teller
+from ._openable import NOT_OPENED
+from ._requests import note_failure
+from ._serving import Serving, teller
 from .errors import AddressError, is_disconnect
 from .lifecycle import Event, Lifecycle, PeerLeft, RequestFailed
 
@@ -229,6 +231,10 @@ class BaseServer(Serving, Generic[RequestT]):
         A plain class is called in two steps, which are Python's own. Through `type.__call__` they take 0.8 kB of C
         stack, which every parked green thread has to keep (measured: 8.2 kB an idle connection, 7.3 kB this way).
         """
+        if self._portico_opens:
+            client_address = self._portico_open_request(request, client_address)
+            if client_address is NOT_OPENED:
+                return
         made: Any = self.RequestHandlerClass
         is_plain: bool = type(made) is type and made.__new__ is _NEW
         if is_plain:

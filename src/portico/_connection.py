@@ -9,6 +9,7 @@ import socket
 from _weakref import ref as _reference  # `weakref` is three times as dear, and adds nothing here
 from time import monotonic
 
+from ._addresses import unmapped
 from ._meters import Counting, Metered, Tally, kernel_counts, kernel_figures, kernel_totals, kernel_traffic
 from .events import EndReason
 
@@ -41,6 +42,13 @@ class Connection:
     """What runs its handler: a thread, a green thread, a task, a process id; None if that is the server's loop."""
     client: Any = None
     """Whom the limits per client count it for, if there are any."""
+    opening: Any = None
+    """What is still to be done before its handler sees it, if anything is (`_opening`)."""
+    proxy: Any = None
+    """The PROXY header that has announced its client."""
+    _connected: Any = None
+    tls: Any = None
+    """What its TLS has agreed on (`client.TLSInfo`), once somebody has asked."""
     credentials: Any = None
     """Who is behind a Unix socket, where the access log has asked."""
     key: int | None = None
@@ -91,6 +99,11 @@ class Connection:
         return self._local
 
     @property
+    def connected_address(self) -> Any:
+        """Who has connected: `client_address`, or the proxy that has announced that one."""
+        return self.client_address if self.proxy is None else self._connected
+
+    @property
     def age(self) -> float:
         """Seconds since it began, or that it has lasted."""
         return (monotonic() if self._ended is None else self._ended) - self._began
@@ -128,6 +141,13 @@ class Connection:
         return f"<Connection {self.id} from {self.client_address!r}, {self.state}>"
 
     # -- for the house
+
+    def announce(self, header: Any, *, unmap: bool) -> None:
+        """A trusted proxy says who its client is; or, with None or a header without one, that it is its own."""
+        if header is None or header.source is None:
+            return
+        self.proxy, self._connected = header, self.client_address
+        self.client_address = unmapped(header.source) if unmap else header.source
 
     def cut(self, reason: EndReason) -> None:
         if self._ended is None:
@@ -206,6 +226,8 @@ class Connection:
         What the kernel says was said within a tick of its clock may have been said before or after: it is believed to
         be an answer when nothing more has come for a moment.
         """
+        if self.opening is not None and self._server._portico_still_opens(self):
+            return True
         known = self.measure()
         if known is None:
             return False

@@ -14,7 +14,7 @@ from collections import deque
 from functools import partial
 from time import monotonic
 
-from ._serving import request_context, request_failed
+from ._requests import request_context, request_failed
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

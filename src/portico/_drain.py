@@ -294,6 +294,9 @@ def _tell(server: Any, connection: Connection) -> bool:
     if vars(connection).setdefault("told", mine) is not mine:
         return False
     connection.failed(EndReason.DRAINED)
+    if server._portico_still_opens(connection):  # there is nobody yet who could find the end of a stream
+        connection.cut(EndReason.DRAINED)
+        return False
     if connection.handler is None:
         connection.shut(socket.SHUT_RD)
         return False

@@ -19,7 +19,7 @@ from ._datagram_queue import DatagramQueue
 from ._datagrams import Answers
 from ._meters import CountedSocket, MeteredSocket
 from ._serving import Serving
-from ._sockets import ServerSocket, connection_class, set_blocking_again
+from ._sockets import ServerSocket, set_blocking_again
 from ._timekeeper import Timekeeper
 from .lifecycle import EndReason, RequestsAbandoned
 
@@ -152,6 +152,7 @@ class OnLoop(Serving):
     """What datagram handlers answer through: the server's own socket once more, as one that does not block the loop."""
     _portico_queue: DatagramQueue | None = None
     _portico_runs_inline = False
+    _portico_blocks = False
     _portico_steps: tuple[Any, Any, Any, Any]
     """What handlers' base does around `handle`, which need not be called where it is not overridden."""
 
@@ -272,7 +273,8 @@ class OnLoop(Serving):
 
     def _portico_suited(self, engine: AsyncioLoop, request: Any) -> Any:
         """The request with a socket that leaves the loop alone. What is no plain socket (TLS, an object) stays."""
-        if type(request) in _PLAIN:
+        unopened = isinstance(request, MeteredSocket) and getattr(request, "secured", True) is False
+        if type(request) in _PLAIN or unopened:
             return self._portico_taken_over(engine, request)
         if isinstance(request, tuple) and len(request) == 2 and isinstance(request[1], socket.socket):
             return request[0], self._portico_answer_through(engine, request[1])
@@ -361,7 +363,7 @@ class OnLoop(Serving):
         if self._portico_loop is loop:
             sock = getattr(self, "socket", None)
             if isinstance(sock, ServerSocket):
-                sock.make_connection = connection_class(int(sock.family))
+                sock.make_connection = self._portico_connection_class(int(sock.family))
             if self._portico_engine is not None:
                 self._portico_leave()
         super()._portico_serving_ended(loop)

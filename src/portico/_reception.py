@@ -17,7 +17,7 @@ from ._addresses import unmapped
 from ._datagram_options import tell_destination
 from ._datagrams import BATCH, DatagramSocket, Shape, knows_peers, receive_one
 from ._punctual import Punctual
-from ._serving import request_failed
+from ._requests import request_failed
 from .handlers import STEPS, does_no_more
 from .lifecycle import STOP_FLAG, DatagramsTruncated, HookFailed
 

@@ -33,13 +33,17 @@ class StopsOnSignals:
     """SIGINT and SIGTERM end the servers while the block lasts; the handlers before are put back after it.
 
     With `last` not if a signal has ended it: then the process is about to end, and a further signal must not find it
-    half gone. Main thread only (Python's rule for signal handlers: `ValueError` elsewhere).
+    half gone. With `reloads` SIGHUP has them load their certificates anew. Main thread only (Python's rule for signal
+    handlers: `ValueError` elsewhere).
     """
 
-    def __init__(self, servers: Sequence[Any], system: System | None = None, *, last: bool = False) -> None:
+    def __init__(
+        self, servers: Sequence[Any], system: System | None = None, *, last: bool = False, reloads: bool = False
+    ) -> None:
         self._servers = servers
         self._system = system or System()
         self._last = last
+        self._reloads = reloads
         self._pid = self._system.pid()
         self._before: dict[int, Any] = {}
         self._drains: list[Drain] = []
@@ -50,6 +54,8 @@ class StopsOnSignals:
     def __enter__(self) -> StopsOnSignals:
         for number in (signal.SIGINT, signal.SIGTERM):
             self._before[number] = self._system.on_signal(number, self._told)
+        if self._reloads:
+            self._before[signal.SIGHUP] = self._system.on_signal(signal.SIGHUP, self._reload)
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -85,6 +91,12 @@ class StopsOnSignals:
                 if is_new:
                     self._threads.append(threading.Thread(target=self._drain, args=(drain,), name="portico drain"))
                     self._threads[-1].start()
+
+    def _reload(self, number: int, frame: FrameType | None) -> None:
+        """What comes of it is an event of each server."""
+        for server in self._servers if self._system.pid() == self._pid else ():
+            if server.tls is not None:
+                server.reload_tls()
 
     def _drain(self, drain: Drain) -> None:
         if drain.run().stuck:

@@ -8,17 +8,16 @@ server then begins, stops and ends as ours do. It leans on nothing but the hooks
 
 from __future__ import annotations
 
-import contextvars
 import socket as _socket
-import sys
 from _weakref import ref
 
 from . import _handler_kinds, _sockets, limits, logs, settings
 from ._acceptor import Acceptor, serve
 from ._loop import Loop, selector_class
-from ._managed import Managed
-from .errors import Overloaded, is_disconnect
-from .lifecycle import LOOP_ENDED, EndReason, HookFailed, Lifecycle, State, StateChanged, StopFlag, Verb
+from ._openable import Openable
+from ._requests import end_request, request_failed
+from .errors import Overloaded
+from .lifecycle import LOOP_ENDED, EndReason, Lifecycle, State, StateChanged, StopFlag, Verb
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -27,13 +26,13 @@ if TYPE_CHECKING:
 
     from ._background import Background
 
-__all__ = ["Serving", "end_request", "note_failure", "request_context", "request_failed", "serve_together", "teller"]
+__all__ = ["Serving", "serve_together", "teller"]
 
 _MANY = 1 << 30
 _REFUSALS = {EndReason.REFUSED: "verify_request", EndReason.OVERLOADED: "overloaded"}
 
 
-class Serving(Managed):
+class Serving(Openable):
     """The part of a server that a loop sees. Mixed into `BaseServer` and into the ways to run that bring a loop."""
 
     stdlib_compat: bool = settings.STDLIB_COMPAT.default
@@ -146,14 +145,23 @@ class Serving(Managed):
             return error
         self._portico_taken += 1
         enter = self._portico_enter
-        if enter is not None and self._portico_converts and type(request) is _socket.socket:
-            request = _sockets.metered(request)
+        if enter is not None and self._portico_converts:
+            request = self._portico_converted(request)
+        return self._portico_run(request, client_address, enter)
+
+    def _portico_run(self, request: Any, client_address: Any, enter: Any) -> bool | Exception:
+        """Let a request in, if it has to be asked who may `enter`, and run it, whatever its hooks do."""
         try:
-            if enter is not None and not enter(self, request, client_address):
-                return True
-            if self.verify_request(request, client_address):
+            if enter is not None:
+                if not enter(self, request, client_address):
+                    return True
+                if self._portico_lobby is not None and self._portico_lobby.receive(request):
+                    return True
+            if self._portico_opens and self._portico_awaits_header(request):  # then it is verified when that has come
                 self.process_request(request, client_address)
-                if enter is not None and self._portico_connections.has_foreign:
+            elif self.verify_request(request, client_address):
+                self.process_request(request, client_address)
+                if self._portico_connections.has_foreign and self._portico_has_connections:
                     self._portico_connections.end_foreign(self, request)
             else:
                 self._portico_refuse(request, client_address, EndReason.REFUSED)
@@ -169,6 +177,22 @@ class Serving(Managed):
             end_request(self, request)
             raise
         return True
+
+    def _portico_open_lobby(self, loop: Any) -> None:
+        """Have the loop open connections, as far as that is not left to what runs them."""
+        if self._portico_opens and self._portico_blocks:
+            secures = self._portico_runs_inline and self._portico_keyring is not None and not self.starttls
+            if secures or self.proxy_protocol != "off":
+                from ._lobby import Lobby  # only where it is wanted
+
+                self._portico_lobby = Lobby(self, loop, secures=secures)
+
+    def _portico_leave_lobby(self, request: Any, connection: Any, *, is_open: bool) -> None:
+        """What the loop had to do is done, or it has come to an end."""
+        if is_open:
+            self._portico_run(request, connection.client_address, None)
+        else:
+            end_request(self, request)
 
     def _portico_taker(self) -> Callable[[], bool | Exception | None]:
         """What the loop calls for each request: this, or something shorter that comes to the same."""
@@ -246,6 +270,7 @@ class Serving(Managed):
         if not self._BaseServer__shutdown_request and self.fileno() < 0:
             raise ValueError(f"cannot serve: the socket of this {type(self).__name__} is closed")
         self._portico_prepare()
+        self._portico_open_lobby(loop)
         lifecycle = self._portico_lifecycle
         if lifecycle.state is State.CLOSED:  # and has another socket: what ended the first is over
             self._portico_drain = None
@@ -264,12 +289,14 @@ class Serving(Managed):
         """Read the limits, perhaps set since the constructor ran, and note whom to ask before a request is run."""
         limits.check(self)
         self._portico_says_goodbye = getattr(getattr(self, "RequestHandlerClass", None), "goodbye", None) is not None
+        self._portico_prepare_openings()
         self._portico_refresh()
         connections = self._portico_connections
         if self._portico_has_connections:
             self._portico_enter = connections.enter
             ours = isinstance(getattr(self, "socket", None), _sockets.ServerSocket)
-            self._portico_converts = not ours and not self._portico_overridden("get_request")
+            self._portico_converts = not (ours or self._portico_overridden("get_request"))
+            self._portico_converts |= self._portico_keyring is not None
         else:
             self._portico_enter = connections.enter_datagram if self._portico_limited else None
 
@@ -283,6 +310,9 @@ class Serving(Managed):
         if self._portico_loop is not loop:
             return
         self._portico_loop = None
+        if self._portico_lobby is not None:
+            self._portico_lobby.close()
+            self._portico_lobby = None
         self._portico_wait_to_take(True)
         sock = getattr(self, "socket", None)
         if isinstance(sock, _sockets.ServerSocket):
@@ -294,49 +324,6 @@ class Serving(Managed):
             self._BaseServer__shutdown_request = self._portico_suspended = False
             lifecycle.set()
         lifecycle.tell(*change)
-
-
-def request_failed(server: Any, request: Any, client_address: Any) -> None:
-    """`server.handle_error(...)`, with the failure noted. Inside the `except` block."""
-    server._portico_connections.datagrams_failed += type(request) is tuple
-    note_failure(server, request)
-    server.handle_error(request, client_address)
-
-
-def note_failure(server: Any, request: Any) -> None:
-    """Note, inside an `except` block, that a connection has failed, or that its peer has left."""
-    connection = server._portico_connections.of(request)
-    if connection is not None and connection.reason is None:
-        left = is_disconnect(sys.exception(), request)
-        connection.reason = EndReason.PEER_LEFT if left else EndReason.FAILED
-
-
-def end_request(server: Any, request: Any, *, ran: bool = True) -> None:
-    """`server.shutdown_request(request)`, but never raising and always closing, whatever an override does.
-
-    The server may be the standard library's, under one of our mix-ins.
-    """
-    connections = server._portico_connections
-    connection = connections.of(request)
-    queued = server._portico_queue is not None  # which counts them itself
-    try:
-        if connection is not None:
-            connection.settle()
-            if connection.key is None:
-                request.connection = None  # it need not tell of its closing
-        server.shutdown_request(request)
-    except Exception as error:
-        logs.emit(server, HookFailed("shutdown_request", error))
-        try:
-            server.close_request(request)
-        except Exception:
-            if isinstance(request, _socket.socket):
-                request.close()
-    finally:
-        if connection is not None:
-            connections.end(connection)
-        elif type(request) is tuple and ran and not queued:
-            connections.end_datagrams(server, 1)
 
 
 def teller(server: Any) -> Callable[[State, State], None]:
@@ -353,16 +340,6 @@ def teller(server: Any) -> Callable[[State, State], None]:
             logs.emit(found, StateChanged(before, after))
 
     return tell
-
-
-def request_context(server: object) -> contextvars.Context:
-    """The context variables a request starts with: a copy of the loop's own.
-
-    A loop in a bare `threading.Thread` has none before Python 3.14; then those count with which the server was made.
-    """
-    context = contextvars.copy_context()
-    made_with: contextvars.Context | None = getattr(server, "_portico_context", None)
-    return context if len(context) or made_with is None else made_with.copy()
 
 
 def serve_together(servers: Iterable[Serving], poll_interval: float | None = 0.5) -> None:

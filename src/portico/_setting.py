@@ -6,6 +6,8 @@ reads it.
 
 from __future__ import annotations
 
+import sys
+
 from ._generics import Generic, SettingT
 from .errors import SettingError
 
@@ -33,10 +35,14 @@ __all__ = [
     "PAUSE",
     "PREFIX4",
     "PREFIX6",
+    "PROXY_KIND",
     "SAME",
     "SYSTEM_FLAG",
+    "TLS_KIND",
     "TOS_KIND",
+    "TRUSTED_KIND",
     "TTL_KIND",
+    "USERS",
     "Kind",
     "Setting",
 ]
@@ -131,6 +137,31 @@ def _is_networks(value: Any) -> bool:
     return True
 
 
+def _is_trusted(value: Any) -> bool:
+    from .admission import Trusted
+
+    Trusted(value)
+    return True
+
+
+def _is_ids(value: Any) -> bool:
+    from .admission import user_ids
+
+    user_ids(value)
+    return True
+
+
+def _is_tls(value: Any) -> bool:
+    from .tls import TLS
+
+    ssl: Any = sys.modules.get("ssl")  # without it there can be no context
+    return isinstance(value, TLS) or (ssl is not None and isinstance(value, ssl.SSLContext))
+
+
+def _not_text(text: str) -> Any:
+    raise ValueError(text)
+
+
 def _is_groups(value: Any) -> bool:
     from .datagram_values import groups
 
@@ -210,4 +241,23 @@ TOS_KIND: Final = Kind(
     "a whole number from 0 to 255, the name of a DSCP (EF, LE, CS0 to CS7, AF11 to AF43), or none",
     lambda value: value is None or _whole(0, 255)(value) or _is_tos(value),
     _maybe(lambda text: int(text, 0) if text[:1].isdigit() else text),
+)
+
+# What happens before a handler sees a connection.
+
+TLS_KIND: Final = Kind(
+    "a portico.TLS, an ssl.SSLContext, or none (portico serve: --tls-cert)",
+    lambda value: value is None or _is_tls(value),
+    _maybe(_not_text),
+)
+PROXY_KIND: Final = Kind('"off", "optional" or "required"', lambda value: value in ("off", "optional", "required"), str)
+TRUSTED_KIND: Final = Kind(
+    'networks such as "10.0.0.0/8", the word "unix" for Unix clients, a list of such, or none',
+    lambda value: value is None or _is_trusted(value),
+    _maybe(str),
+)
+USERS: Final = Kind(
+    'numbers or names, such as "www-data, 1000", a list of such, or none',
+    lambda value: value is None or _is_ids(value),
+    _maybe(str),
 )

@@ -39,8 +39,10 @@ __all__ = [
     "make_nonblocking",
     "metered",
     "peer_credentials",
+    "peer_groups",
     "set_blocking_again",
     "set_options",
+    "wait_readable",
     "watch_peers",
 ]
 
@@ -77,11 +79,10 @@ def connection_class(family: int) -> type[MeteredSocket]:
     return MeteredSocket if kernel_counts_family(family) else CountedSocket
 
 
-def metered(sock: socket.socket) -> socket.socket:
-    """The same connection in a socket of which is known what goes over it."""
+def metered(sock: socket.socket, kind: Callable[..., socket.socket]) -> socket.socket:
+    """The same connection in a socket of another kind, such as one of which is known what goes over it."""
     timeout = sock.gettimeout()
-    family = int(sock.family)
-    found = connection_class(family)(family, int(sock.type), sock.proto, sock.detach())
+    found = kind(int(sock.family), int(sock.type), sock.proto, sock.detach())
     if timeout is not None:
         found.settimeout(timeout)
     return found
@@ -302,6 +303,26 @@ def _set_blocking(sock: socket.socket, blocking: bool) -> None:
             os.set_blocking(sock.fileno(), blocking)
         except (OSError, ValueError):  # closed, perhaps by another thread and just now
             return
+
+
+def wait_readable(sock: Any, seconds: float) -> bool:
+    """Wait until something can be read, or the end has come; whether that was so in time."""
+    import select
+
+    if not hasattr(select, "poll"):
+        return bool(select.select((sock,), (), (), seconds)[0])
+    waiting = select.poll()
+    waiting.register(sock, select.POLLIN)
+    return bool(waiting.poll(seconds * 1000))
+
+
+def peer_groups(sock: socket.socket) -> frozenset[int]:
+    """All groups of a Unix stream's peer (SO_PEERGROUPS, Linux 4.13); its first one where only that is known."""
+    try:
+        answer = sock.getsockopt(socket.SOL_SOCKET, 59, 4 << 16)
+    except OSError:
+        answer = b""
+    return frozenset(array("I", answer)) | {peer_credentials(sock).gid}
 
 
 def peer_credentials(sock: socket.socket) -> Credentials:

@@ -47,8 +47,18 @@ def stats(server: Any) -> Stats:
         durations=tuple(zip(BOUNDS, counts["durations"], strict=True)),
         ended=ended,
         kernel_drops=_kernel_drops(server),
+        opening=_opening(server),
+        tls_expires_in=None if server._portico_keyring is None else server._portico_keyring.expires_in(),
         unsent=connections.unsent,
     )
+
+
+def _opening(server: Any) -> int:
+    openings = server._portico_connections.openings
+    if openings is None:
+        return 0
+    server._portico_look_at_openings()
+    return len(openings)
 
 
 def _kernel_drops(server: Any) -> int | None:

@@ -19,7 +19,18 @@ if TYPE_CHECKING:
     from collections.abc import Hashable, Iterable
     from typing import Any, Final
 
-__all__ = ["Admission", "ClientRates", "Networks", "Rate", "budget", "check", "client_key"]
+__all__ = [
+    "UNANNOUNCED",
+    "Admission",
+    "ClientRates",
+    "Networks",
+    "Rate",
+    "Trusted",
+    "budget",
+    "check",
+    "client_key",
+    "user_ids",
+]
 
 # Every address is a point on one line of numbers: IPv4 from 0, IPv6 from here. What is mapped (::ffff:0:0/96) is IPv4.
 _IPV6: Final = 1 << 128
@@ -116,6 +127,55 @@ def client_key(host: Hashable, prefix4: int, prefix6: int) -> Hashable:
     return -((1 << 32 | number) >> (32 - prefix4))
 
 
+class Trusted:
+    """Who is believed: networks, and with the word "unix" whoever connects over a Unix socket."""
+
+    __slots__ = ("_networks", "_unix")
+
+    def __init__(self, value: object) -> None:
+        entries = value.split(",") if isinstance(value, str) else value
+        if not isinstance(entries, (list, tuple)):
+            entries = ()
+        words = [entry.strip() if isinstance(entry, str) else entry for entry in entries]
+        self._unix = "unix" in words
+        rest = [word for word in words if word != "unix"]
+        self._networks = Networks.parse(rest, "proxy_trusted") if rest or not self._unix else Networks(())
+
+    def __contains__(self, client_address: object) -> bool:
+        """Whether a client is one of them, by the address that it has connected from."""
+        if isinstance(client_address, tuple):
+            return bool(client_address) and client_address[0] in self._networks
+        return self._unix
+
+
+def user_ids(value: object, *, groups: bool = False) -> frozenset[int]:
+    """Users' or groups' numbers, which may be given as names; `SettingError` for a wrong entry."""
+    entries = value.split(",") if isinstance(value, str) else value
+    if not entries or not isinstance(entries, (list, tuple, set, frozenset)):
+        raise SettingError("give at least one")
+    return frozenset(_user_id(entry, groups) for entry in entries)
+
+
+def _user_id(entry: object, groups: bool) -> int:
+    text = entry.strip() if isinstance(entry, str) else entry
+    if isinstance(text, int) and not isinstance(text, bool) and text >= 0:
+        return text
+    if not isinstance(text, str) or not text:
+        raise SettingError(f"{entry!r} is no number or name")
+    if text.isascii() and text.isdigit():
+        return int(text)
+    try:
+        if groups:
+            from grp import getgrnam
+
+            return getgrnam(text).gr_gid
+        from pwd import getpwnam
+
+        return getpwnam(text).pw_uid
+    except (ImportError, KeyError):
+        raise SettingError(f"there is no {'group' if groups else 'user'} {text!r}") from None
+
+
 class Rate:
     """So many a second, `burst` at once: a token bucket whose whole state is when it is full again (GCRA's "tat")."""
 
@@ -172,7 +232,9 @@ class ClientRates:
             del self._tats[key]
 
 
-_RULES: Final = ("allow", "deny", "max_connections", "max_connections_per_client")
+UNANNOUNCED: Final = object()
+"""In a client's place, until it is announced: only what counts for all clients together counts."""
+_RULES: Final = ("allow", "deny", "allow_uids", "allow_gids", "max_connections", "max_connections_per_client")
 _BURSTS: Final = {"connection_rate": "connection_burst", "connection_rate_per_client": "connection_burst_per_client"}
 
 
@@ -186,6 +248,7 @@ class Admission:
 
     def __init__(self, server: Any) -> None:
         self._allow, self._deny = _networks(server, "allow"), _networks(server, "deny")
+        self._uids, self._gids = _ids(server, "allow_uids"), _ids(server, "allow_gids")
         self._most: int | None = getattr(server, "max_connections", None)
         self._most_each: int | None = getattr(server, "max_connections_per_client", None)
         self._rate, each = (_rate(server, name) for name in _BURSTS)
@@ -217,27 +280,51 @@ class Admission:
 
     def refusal(self, host: Hashable, active: int, now: float) -> str | None:
         """Which setting keeps a new connection out, besides `active` others; None if none does. Changes nothing."""
+        if self._most is not None and active >= self._most:
+            return self._refusal_of_network(host) or "max_connections"
+        if self._rate is not None and self._rate.wait(self._tat, now):
+            return self._refusal_of_network(host) or "connection_rate"
+        return self.refusal_of_client(host, now)
+
+    def refusal_of_client(self, host: Hashable, now: float) -> str | None:
+        """The same for one whom a connection that has entered is announced to come from."""
+        reason = self._refusal_of_network(host)
+        if reason is None and self._most_each is not None and self._counts.get(self._key(host), 0) >= self._most_each:
+            reason = "max_connections_per_client"
+        if reason is None and self._clients is not None and self._clients.wait(self._key(host), now):
+            reason = "connection_rate_per_client"
+        return reason
+
+    def _refusal_of_network(self, host: Hashable) -> str | None:
         if isinstance(host, str):
             if self._allow is not None and host not in self._allow:
                 return "allow"
             if self._deny is not None and host in self._deny:
                 return "deny"
-        if self._most is not None and active >= self._most:
-            return "max_connections"
-        key = self._key(host)
-        if self._most_each is not None and self._counts.get(key, 0) >= self._most_each:
-            return "max_connections_per_client"
-        if self._rate is not None and self._rate.wait(self._tat, now):
-            return "connection_rate"
-        if self._clients is not None and self._clients.wait(key, now):
-            return "connection_rate_per_client"
         return None
+
+    def refusal_of_user(self, uid: int, groups: Iterable[int]) -> str | None:
+        """The same for whoever is behind a Unix socket, which has no network; groups are all that he is in."""
+        if self._uids is None and self._gids is None:
+            return None
+        if uid in (self._uids or ()) or not (self._gids or frozenset()).isdisjoint(groups):
+            return None
+        return "allow_uids" if self._gids is None else "allow_gids"
+
+    @property
+    def asks_for_users(self) -> bool:
+        return self._uids is not None or self._gids is not None
 
     def entered(self, host: Hashable, now: float) -> None:
         """Count one in. Who enters in spite of a rate (in a dry run) takes no token: refused, it would not have."""
-        key = self._key(host)
         if self._rate is not None and not self._rate.wait(self._tat, now):
             self._tat = self._rate.next(self._tat, now)
+        if host is not UNANNOUNCED:
+            self.announced(host, now)
+
+    def announced(self, host: Hashable, now: float) -> None:
+        """One that has entered is this client's."""
+        key = self._key(host)
         if self._clients is not None and not self._clients.wait(key, now):
             self._clients.enter(key, now)
         self._count(key, 1)
@@ -263,6 +350,11 @@ class Admission:
 def _networks(server: Any, name: str) -> Networks | None:
     value = getattr(server, name, None)
     return None if value is None else Networks.parse(value, name)
+
+
+def _ids(server: Any, name: str) -> frozenset[int] | None:
+    value = getattr(server, name, None)
+    return None if value is None else user_ids(value, groups=name == "allow_gids")
 
 
 def _rate(server: Any, name: str) -> Rate | None:

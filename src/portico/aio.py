@@ -14,18 +14,15 @@ from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
 from . import logs
-from ._async_sockets import (
-    AsyncDatagramSocket,
-    AsyncSocket,
-    CountedAsyncSocket,
-    CountedReader,
-    CountedWriter,
-    StreamSocket,
-)
+from ._async_sockets import AsyncDatagramSocket, AsyncSocket, CountedAsyncSocket
+from ._async_streams import CountedReader, open_streams
 from ._generics import Generic, RequestT, ServerT
 from ._meters import kernel_counts_family
 from ._on_loop import OnLoop
-from ._serving import end_request, request_context, request_failed
+from ._openable import NOT_OPENED
+from ._opening import Undecided
+from ._requests import end_request, request_context, request_failed
+from .errors import TLSError
 from .handlers import BaseRequestHandler, DatagramRequestHandler
 from .lifecycle import HookFailed
 
@@ -36,7 +33,10 @@ if TYPE_CHECKING:
     from ._datagram_queue import DatagramQueue
     from ._engine import AsyncioLoop
     from ._on_loop import Requests
+    from ._opening import Opening
     from ._session import PeerSession
+    from .client import Client, TLSInfo
+    from .proxy_protocol import ProxyHeader
 
 __all__ = [
     "AsyncBaseRequestHandler",
@@ -60,7 +60,12 @@ class AsyncBaseRequestHandler(Generic[ServerT, RequestT]):
     request: RequestT
     client_address: Any
     server: ServerT
-    data = BaseRequestHandler.data
+    if TYPE_CHECKING:
+        data: Any
+        client: Client
+        tls: TLSInfo | None
+    else:
+        data, client, tls = (vars(BaseRequestHandler)[name] for name in ("data", "client", "tls"))
 
     def __init__(self, request: RequestT, client_address: Any, server: ServerT) -> None:
         self.request = request
@@ -88,6 +93,10 @@ class AsyncBaseRequestHandler(Generic[ServerT, RequestT]):
     async def finish(self) -> None:
         """Called after `handle`, even if it raised; not if `setup` did."""
 
+    async def start_tls(self) -> None:
+        """As `BaseRequestHandler.start_tls`, awaited; the loop's own TLS."""
+        await self.server._portico_start_tls_async(self.request, None)  # type: ignore[attr-defined]
+
 
 _STEPS = (
     AsyncBaseRequestHandler.__init__, AsyncBaseRequestHandler.setup, AsyncBaseRequestHandler.finish,
@@ -108,27 +117,24 @@ class AsyncStreamRequestHandler(AsyncBaseRequestHandler[ServerT, Any]):
     wfile: asyncio.StreamWriter
 
     async def setup(self) -> None:
+        request = self.request
+        if getattr(request, "secured", False):  # which has streams already
+            self.rfile, self.wfile = request.reader, request.writer
+            return
         loop = asyncio.get_running_loop()
         self.rfile = reader = CountedReader(limit=self.limit, loop=loop)
-        protocol = asyncio.StreamReaderProtocol(reader, loop=loop)
-        request = self.request
-        connection, request.connection = request.connection, None
-        plain = StreamSocket(int(request.family), int(request.type), request.proto, request.detach())
-        if connection is not None:
-            connection.follow(plain)
-            reader.tally = connection.tally
-            request.connection = connection  # which the server looks for there when the request has ended
-        try:
-            transport, _ = await loop.connect_accepted_socket(lambda: protocol, plain)
-        except BaseException:
-            plain.close()
-            raise
-        self.wfile = writer = CountedWriter(transport, protocol, reader, loop)
-        if reader.tally is not None:
-            writer.count_in(reader.tally)
+        self.wfile = await open_streams(request, reader, asyncio.StreamReaderProtocol(reader, loop=loop))
+
+    async def start_tls(self) -> None:
+        """As `BaseRequestHandler.start_tls`, awaited, with new streams: what `rfile` has read ahead is thrown away."""
+        await self.server._portico_start_tls_async(self.request, (self.rfile, self.wfile))  # type: ignore[attr-defined]
+        self.rfile, self.wfile = self.request.reader, self.request.writer
 
     async def finish(self) -> None:
         writer = self.wfile
+        if getattr(self.request, "secured", False):
+            await self.request.closed()
+            return
         self.request.was_connected = not (writer.is_closing() or self.rfile.exception())
         try:
             try:
@@ -187,15 +193,66 @@ class AsyncMixIn(OnLoop):
     async def process_request_task(self, request: Any, client_address: Any) -> None:
         """What the task runs: the request, its errors and its end."""
         try:
-            await self.finish_request(request, client_address)
+            if self._portico_opens:
+                client_address = await self._portico_await_opening(request, client_address)
+            if client_address is not NOT_OPENED:
+                await self.finish_request(request, client_address)
         except SystemExit:  # ends its own request only, as in a thread
             return
         except Exception:
             self._portico_tell_of_failure(request, client_address)
         finally:
+            if self._portico_keyring is not None and hasattr(request, "secured"):
+                await request.closed()
             end_request(self, request)
 
     _portico_handlers_are_async = True
+
+    async def _portico_await_opening(self, request: Any, client_address: Any) -> Any:
+        """What `_portico_open_request` does where it may be waited for; TLS is the loop's own."""
+        connection = self._portico_connections.of(request)
+        opening = None if connection is None else connection.opening
+        if connection is None or opening is None:
+            return client_address if connection is None else connection.client_address
+        try:
+            if opening.expects_header:
+                header = await self._portico_await_header_of(request, opening)
+                if not self._portico_announce(connection, request, header):
+                    return NOT_OPENED
+            if self._portico_keyring is not None and not self.starttls:
+                await self._portico_secure_async(request, opening.left)
+        except Exception as error:
+            self._portico_opening_failed(connection, request, error)
+            return NOT_OPENED
+        self._portico_opened(connection)
+        return connection.client_address
+
+    async def _portico_await_header_of(self, request: Any, opening: Opening) -> ProxyHeader | None:
+        async with asyncio.timeout(opening.left):
+            while True:
+                try:
+                    return opening.take_header(request)
+                except Undecided as error:
+                    await asyncio.sleep(error.pause)
+                except BlockingIOError:
+                    await request.readable()
+
+    async def _portico_secure_async(self, request: Any, seconds: float, streams: Any = None) -> None:
+        if not hasattr(request, "secure"):
+            raise TLSError(f"{type(request).__name__} cannot be encrypted: get_request must return what accept() does")
+        keyring: Any = self._portico_keyring
+        request.suppress_ragged_eofs = self.suppress_ragged_eofs
+        if streams is not None:
+            await request.restart(keyring.context, seconds, streams)
+        else:
+            await request.secure(keyring.context, seconds, getattr(self.RequestHandlerClass, "limit", 1 << 16))
+
+    async def _portico_start_tls_async(self, request: Any, streams: Any) -> None:
+        self._portico_check_start(request)
+        try:
+            await self._portico_secure_async(request, self.handshake_timeout, streams)
+        except OSError as error:
+            raise self._portico_start_failed(request, error) from error
 
     def _portico_start(self, engine: AsyncioLoop, request: Any, client_address: Any) -> Awaitable[object]:
         run = self.process_request_task(request, client_address)
@@ -281,10 +338,15 @@ class AsyncMixIn(OnLoop):
     def _portico_make_socket(
         self, engine: AsyncioLoop, family: int, kind: int, proto: int, descriptor: int
     ) -> AsyncSocket:
-        kind_of_socket = AsyncSocket if kernel_counts_family(family) else CountedAsyncSocket
+        kind_of_socket: Any = AsyncSocket if kernel_counts_family(family) else CountedAsyncSocket
         if kind == socket.SOCK_DGRAM:
             kind_of_socket = AsyncDatagramSocket
-        return kind_of_socket(family, kind, proto, descriptor, engine=engine)
+        elif self._portico_keyring is not None:
+            from ._async_tls import async_tls_class  # only where it is wanted
+
+            kind_of_socket = async_tls_class(family)
+        made: AsyncSocket = kind_of_socket(family, kind, proto, descriptor, engine=engine)
+        return made
 
 
 def _ended(requests: Requests, task: asyncio.Task[None]) -> None:

@@ -15,7 +15,7 @@ import sys
 from contextlib import ExitStack
 from functools import partial
 
-from . import _budget, _program, _sockets, presets, servers, settings
+from . import _budget, _program, _sockets, _tls_options, presets, servers, settings
 from ._addresses import describe, parse
 from ._base import BaseServer
 from ._install import install
@@ -32,7 +32,15 @@ if TYPE_CHECKING:
 __all__ = ["main"]
 
 _PREFIXES = {"thread": "Threading", "fork": "Forking", "green": "Green", "async": "Async", "none": ""}
-_CLASSES = {"tcp": "TCPServer", "udp": "UDPServer", "unix": "UnixStreamServer", "unix-dgram": "UnixDatagramServer"}
+_CLASSES = {
+    "tcp": "TCPServer",
+    "tls": "TCPServer",
+    "udp": "UDPServer",
+    "unix": "UnixStreamServer",
+    "tls-unix": "UnixStreamServer",
+    "unix-dgram": "UnixDatagramServer",
+}
+_ENCRYPTED = ("tls", "tls-unix")
 
 
 class CommandError(Exception):
@@ -58,14 +66,15 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("handler", metavar="MODULE:HANDLER", help="a handler class, in this folder or installed")
     command.add_argument(
         "addresses", metavar="ADDRESS", nargs="+",
-        help="tcp://HOST:PORT, udp://HOST:PORT (IPv6: [::1]), unix:PATH, unix-dgram:PATH, fd://N, systemd://NAME; "
-        "port 0 is any free one, unix:@NAME an abstract name",
+        help="tcp://HOST:PORT, tls://HOST:PORT, udp://HOST:PORT (IPv6: [::1]), unix:PATH, tls-unix:PATH, "
+        "unix-dgram:PATH, fd://N, systemd://NAME; port 0 is any free one, unix:@NAME an abstract name",
     )  # fmt: skip
     command.add_argument("--concurrency", choices=_PREFIXES, default="thread", help="a %(choices)s per request")
     command.add_argument(
         "--set", dest="values", metavar="NAME=VALUE", action="append", default=[],
         help="a setting, see 'portico settings'; may be repeated",
     )  # fmt: skip
+    _tls_options.add(command)
     command.set_defaults(action=_serve)
 
     command = commands.add_parser("run", help="run an unmodified program with Portico as its socketserver")
@@ -92,23 +101,40 @@ def _parser() -> argparse.ArgumentParser:
 def _serve(options: argparse.Namespace) -> int:
     handler = _handler(options.handler)
     values = dict(_assignment(text) for text in options.values)
+    tls = _tls_options.read(options)
+    _check_tls(options.addresses, values, tls)
     unused = set(values) - {name for kind in _kinds(options) for name in values if hasattr(kind, name)}
     if unused:
         raise CommandError(f"--set {', '.join(sorted(unused))}: none of the servers asked for has such a setting")
     running: list[BaseServer[Any]] = []
-    with StopsOnSignals(running, last=True) as signals, ExitStack() as stack:
+    with StopsOnSignals(running, last=True, reloads=tls is not None) as signals, ExitStack() as stack:
         for address in options.addresses:
             safe = partial(_safe, len(options.addresses), values)
-            running.append(stack.enter_context(_server(address, handler, options.concurrency, values, safe=safe)))
+            encrypted = parse(address).kind in _ENCRYPTED or values.get("starttls")
+            given = {**values, "tls": tls} if encrypted else values
+            running.append(stack.enter_context(_server(address, handler, options.concurrency, given, safe=safe)))
             _refuse_the_same_socket(running, address)
         for server in running:
-            print(f"serving {options.handler} on {describe(server.socket)}", flush=True)
+            encrypted = server.tls is not None and not server.starttls
+            print(f"serving {options.handler} on {describe(server.socket, encrypted=encrypted)}", flush=True)
         if values.get("access_log"):
             _show_access_log()
         told = next((server for server in running if server.socket_type == socket.SOCK_STREAM), running[0])
         print(f"limits: {_budget.told(told)}; see 'portico settings'", flush=True)
         signals.serve(serve_together)
     return signals.status
+
+
+def _check_tls(addresses: Sequence[str], values: dict[str, Any], tls: Any) -> None:
+    kinds = [parse(address).kind for address in addresses]
+    encrypted = [address for address, kind in zip(addresses, kinds, strict=True) if kind in _ENCRYPTED]
+    if encrypted and tls is None:
+        raise CommandError(f"{encrypted[0]} needs a certificate: --tls-cert FILE, and --tls-key FILE for its key")
+    if values.get("starttls") and (tls is None or encrypted):
+        wrong = "--tls-cert FILE" if tls is None else f"tcp:// or unix:, not {encrypted[0]}, which is encrypted at once"
+        raise CommandError(f"--set starttls={values['starttls']} needs {wrong}")
+    if tls is not None and not (encrypted or values.get("starttls")):
+        raise CommandError("--tls-cert: no address is encrypted: give tls://HOST:PORT, tls-unix:PATH or starttls")
 
 
 def _show_access_log() -> None:

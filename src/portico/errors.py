@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AddressError",
     "HandlerError",
+    "HandshakeError",
     "LineTooLong",
     "Outcome",
     "Overloaded",
@@ -64,6 +65,10 @@ class SettingError(PorticoError, ValueError):
 
 class TLSError(PorticoError, ValueError):
     """Certificates, keys or TLS settings that cannot be used."""
+
+
+class HandshakeError(PorticoError, ConnectionAbortedError):
+    """A client has not spoken TLS as it should, when a handler began it (`start_tls`). Uncaught: the peer's fault."""
 
 
 class UnknownSettingError(SettingError, TypeError):
@@ -128,7 +133,9 @@ def is_disconnect(error: BaseException | None, request: Any, client_address: Any
     `TimeoutError` counts only if the request's socket has a timeout, or the kernel gave the connection up
     (ETIMEDOUT): since Python 3.11 a future's timeout is of the same class.
     """
-    if isinstance(error, LineTooLong) or _is_beyond_asyncios_limit(error):
+    if isinstance(error, (LineTooLong, HandshakeError)) or _is_beyond_asyncios_limit(error):
+        return True
+    if error is not None and error is getattr(request, "failure", None):  # its TLS is broken
         return True
     if isinstance(error, ConnectionRefusedError):
         return isinstance(request, tuple)

@@ -18,6 +18,8 @@ __all__ = [
     "AcceptPaused",
     "AcceptResumed",
     "BufferShort",
+    "CertificatesKept",
+    "CertificatesReplaced",
     "ConnectionEnded",
     "ConnectionStarted",
     "ConnectionsHigh",
@@ -30,6 +32,7 @@ __all__ = [
     "HookFailed",
     "ListenerDied",
     "LoopHeld",
+    "OpeningFailed",
     "PeerLeft",
     "Refused",
     "RequestFailed",
@@ -63,6 +66,12 @@ class EndReason(Enum):
     """`verify_request` said no."""
     OVERLOADED = "overloaded"
     """No thread or process was to be had for it."""
+    HANDSHAKE_FAILED = "handshake_failed"
+    """It never spoke TLS, or not as its server does."""
+    HANDSHAKE_TIMEOUT = "handshake_timeout"
+    """Its PROXY header or TLS handshake took too long, or had to make room for others."""
+    PROXY_REFUSED = "proxy_refused"
+    """Its PROXY header was wrong, or missing, or not believed."""
 
 
 class Event:
@@ -86,6 +95,34 @@ class PeerLeft(RequestFailed):
     """A request ended because its peer closed, reset or fell silent: nothing to mend here."""
 
     __slots__ = ()
+
+
+class OpeningFailed(PeerLeft):
+    """A connection has ended before its handler saw it: why says `reason`, and `error` what was wrong."""
+
+    __slots__ = ("reason",)
+
+    def __init__(self, request: Any, client_address: Any, error: BaseException, reason: EndReason) -> None:
+        super().__init__(request, client_address, error)
+        self.reason = reason
+
+
+class CertificatesKept(Event):
+    """New certificates cannot be used, for `error`; the server goes on with those that it has."""
+
+    __slots__ = ("error",)
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+
+class CertificatesReplaced(Event):
+    """New certificates are used from now on; the first of them ends in so many `days`."""
+
+    __slots__ = ("days",)
+
+    def __init__(self, days: float | None) -> None:
+        self.days = days
 
 
 class HookFailed(Event):

@@ -12,7 +12,10 @@ import sys
 
 from . import logs, settings
 from ._children import ChildWatch
+from ._forked_openings import ForkedOpenings
 from ._managed import Own
+from ._openable import NOT_OPENED
+from ._opening import UNOPENED
 from ._serving import Serving
 from .errors import Overloaded, is_disconnect
 from .lifecycle import STOP_FLAG, EndReason, ForkedWithThreads, HookFailed
@@ -36,7 +39,10 @@ _LOOK_AGAIN = 0.05
 # Seconds that the loop has to end before its children are reaped from another thread.
 _LOOP_ENDS = 1.0
 _FAILED, _PEER_LEFT = 1, 3
-_REASONS: Final = {0: EndReason.DONE, _FAILED: EndReason.FAILED, _PEER_LEFT: EndReason.PEER_LEFT}
+# Numbers that no handler's own exit has, for connections that no handler has seen.
+_UNOPENED: Final = dict(enumerate((*UNOPENED, EndReason.REFUSED), 217))
+_REASONS: Final = {0: EndReason.DONE, _FAILED: EndReason.FAILED, _PEER_LEFT: EndReason.PEER_LEFT, **_UNOPENED}
+_STATUSES: Final[dict[Any, int]] = {reason: status for status, reason in _REASONS.items()}
 
 
 class _Served:
@@ -47,17 +53,21 @@ class _Served:
         self.terminated: set[int] = set()
 
 
+_NONE_SERVED: Final = _Served()
+
+
 def _close_kept(server: Any) -> None:
     """In a child: the parent's copies of what its siblings serve, which else would be open as long as this one runs."""
-    for connection in server._portico_served.connections.values():
-        if connection.kept is not None:
-            try:
-                _close(_detach(getattr(connection.kept, "pipe", connection.kept)))  # of a session it is that
-            except OSError:  # closed already
-                continue
+    served = getattr(server, "_portico_served", _NONE_SERVED).connections.values()
+    kept = [connection.kept for connection in served if connection.kept is not None]
+    for sock in (*kept, *(server._portico_lobby or ())):
+        try:
+            _close(_detach(getattr(sock, "pipe", sock)))  # of a session it is that
+        except OSError:  # closed already
+            continue
 
 
-class ForkingMixIn(Serving):
+class ForkingMixIn(ForkedOpenings):
     """Mix-in that runs every request in a process of its own: `class Server(ForkingMixIn, TCPServer): pass`.
 
     With `max_children` of them running, clients wait in the backlog. Best served from the only thread of a process:
@@ -87,9 +97,11 @@ class ForkingMixIn(Serving):
         if not self._portico_looked_for_threads:
             self._portico_look_for_threads()
         connection = self._portico_connections.of(request)
+        if connection is not None and connection.opening is not None:
+            self._portico_mark(connection)
         if self._portico_has_sessions:
             request.prepare()
-        pid = self._portico_fork()
+        pid = self._portico_fork(connection)
         if pid == 0:
             self._portico_run_child(request, client_address, connection)
         if self.active_children is None:
@@ -150,7 +162,7 @@ class ForkingMixIn(Serving):
 
     # -- in the parent
 
-    def _portico_fork(self) -> int:
+    def _portico_fork(self, connection: Connection | None) -> int:
         """Fork. Where a child is to hear of SIGTERM, that waits until it can (`_portico_hear_of_goodbye`)."""
         says_goodbye, pid = self._portico_says_goodbye, -1
         try:
@@ -158,6 +170,8 @@ class ForkingMixIn(Serving):
                 self._portico_system.hold_back(signal.SIGTERM, True)
             pid = self._portico_system.fork()
         except OSError as error:
+            if connection is not None:
+                self._portico_unmark(connection)
             raise Overloaded(f"no process for a request ({error})") from error
         finally:
             if says_goodbye and pid:
@@ -208,12 +222,12 @@ class ForkingMixIn(Serving):
             served.terminated.discard(pid)
         connection = served.connections.pop(pid, None)
         if connection is not None:
+            self._portico_unmark(connection)
             if connection.kept is not None:
                 connection.settle()
                 self.close_request(connection.kept)
-            self._portico_connections.end(
-                connection, _REASONS.get(status, EndReason.FAILED if status >= 0 else EndReason.KILLED)
-            )
+            unknown = EndReason.FAILED if status >= 0 else EndReason.KILLED
+            self._portico_connections.end(connection, _REASONS.get(status, unknown))
         elif not self._portico_has_connections:
             self._portico_connections.datagrams_failed += status not in (0, _PEER_LEFT)
             self._portico_connections.end_datagrams(self, 1)
@@ -246,6 +260,7 @@ class ForkingMixIn(Serving):
         # Only then: a connection is not closed before the last copy is, and its child may want to close it earlier.
         self._portico_says_goodbye = getattr(self.RequestHandlerClass, "goodbye", None) is not None
         watched = self.access_log is not None or self._portico_timers is not None
+        watched |= self.max_handshakes is not None  # to know who is silent
         keeps = watched or self._portico_says_goodbye or self._portico_is_program
         self._portico_keeps = keeps or self._portico_has_sessions
 
@@ -317,6 +332,7 @@ class ForkingMixIn(Serving):
         """
         status = _FAILED
         self._portico_is_child = True
+        self._portico_connections.only = connection
         try:
             if connection is not None and connection.key is None:
                 if self._portico_says_goodbye:
@@ -334,15 +350,18 @@ class ForkingMixIn(Serving):
             compat = getattr(self, "stdlib_compat", False)
             loop: Loop | None = getattr(self, "_portico_loop", None)
             for server in (self,) if loop is None else loop.servers:
-                if getattr(server, "_portico_keeps", False):
+                if getattr(server, "_portico_keeps", False) or server._portico_lobby is not None:
                     _close_kept(server)
                 try:
                     if not compat and server.socket is not stays:
                         _close(_detach(server.socket))
                 except (AttributeError, TypeError, OSError):  # no socket, or closed already
                     continue
-            self.finish_request(request, client_address)
-            status = 0
+            if self._portico_opens:
+                client_address = self._portico_open_request(request, client_address, connection)
+            if client_address is not NOT_OPENED:
+                self.finish_request(request, client_address)
+                status = 0
         except Exception:
             status = _PEER_LEFT if is_disconnect(sys.exception(), request) else _FAILED
             self.handle_error(request, client_address)
@@ -352,6 +371,7 @@ class ForkingMixIn(Serving):
             except Exception as error:
                 logs.emit(self, HookFailed("shutdown_request", error))
             finally:
+                status = status and _STATUSES.get(getattr(connection, "reason", None), status)
                 self._portico_system.exit_at_once(status)
 
     def _portico_hear_of_goodbye(self, connection: Connection) -> None:

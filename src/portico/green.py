@@ -17,14 +17,16 @@ from contextlib import contextmanager
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from greenlet import GreenletExit
+from greenlet import GreenletExit, getcurrent
 
 from . import logs, settings
 from ._green_sockets import CountedGreenSocket, GreenDatagramSocket, GreenSocket
 from ._hub import Expired, GreenThread, Hub, current
 from ._meters import kernel_counts_family
 from ._on_loop import OnLoop
-from ._serving import end_request, request_context, request_failed
+from ._openable import NOT_OPENED
+from ._parking import READ
+from ._requests import end_request, request_context, request_failed
 from ._watchdog import Watchdog
 from .handlers import STEPS
 from .lifecycle import HookFailed
@@ -59,7 +61,10 @@ class GreenMixIn(OnLoop):
     def process_request_thread(self, request: Any, client_address: Any) -> None:
         """What the green thread runs: the request, its errors and its end."""
         try:
-            self.finish_request(request, client_address)
+            if self._portico_opens:
+                client_address = self._portico_open_request(request, client_address)
+            if client_address is not NOT_OPENED:
+                self.finish_request(request, client_address)
         except (Exception, asyncio.CancelledError):  # of something awaited, which is not this thread
             self._portico_tell_of_failure(request, client_address)
         finally:
@@ -143,10 +148,29 @@ class GreenMixIn(OnLoop):
     def _portico_make_socket(
         self, engine: AsyncioLoop, family: int, kind: int, proto: int, descriptor: int
     ) -> GreenSocket:
-        kind_of_socket = GreenSocket if kernel_counts_family(family) else CountedGreenSocket
+        kind_of_socket: Any = GreenSocket if kernel_counts_family(family) else CountedGreenSocket
         if kind == socket.SOCK_DGRAM:
             kind_of_socket = GreenDatagramSocket
-        return kind_of_socket(family, kind, proto, descriptor, hub=engine.share.hub)
+        elif self._portico_keyring is not None:
+            from ._green_tls import green_tls_class  # only where it is wanted
+
+            kind_of_socket = green_tls_class(family)
+        made: GreenSocket = kind_of_socket(family, kind, proto, descriptor, hub=engine.share.hub)
+        return made
+
+    def _portico_wait_readable(self, request: Any, seconds: float) -> bool:
+        thread = getcurrent()
+        if type(thread) is not GreenThread or not isinstance(request, GreenSocket):
+            return super()._portico_wait_readable(request, seconds)
+        request._readable = request._ended
+        try:
+            request._park(thread, READ, monotonic() + seconds)
+        except TimeoutError:
+            return False
+        return True
+
+    def _portico_pause(self, seconds: float) -> None:
+        sleep(seconds)
 
     def _portico_join(self, engine: AsyncioLoop) -> None:
         super()._portico_join(engine)

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
     from _typeshed import ReadableBuffer
 
+    from .client import Client, TLSInfo
+
 __all__ = ["STEPS", "BaseRequestHandler", "DatagramRequestHandler", "StreamRequestHandler", "does_no_more"]
 
 
@@ -36,11 +38,29 @@ class _Payload:
         raise AttributeError(f"{owner.__name__!r} object has no attribute 'data': only datagram servers set it")
 
 
+class _Asked:
+    """`self.client` and `self.tls`: put together when they are asked for. As `_Payload`, no data descriptor."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __get__(self, handler: Any, owner: type) -> Any:
+        if handler is None:
+            return self
+        ask = getattr(handler.server, f"_portico_{self._name}_of", None)
+        if ask is None:
+            raise AttributeError(f"{owner.__name__!r} object has no attribute {self._name!r}: its server is another's")
+        return ask(handler.request, handler.client_address)
+
+
 class BaseRequestHandler(Generic[ServerT, RequestT]):
     """Base of all handlers. To override: `handle`, and where needed `setup` and `finish`.
 
     `request` is the connection's socket, or `(payload, socket)` on a datagram server, where `data` is the payload,
     too. The server closes the request; a handler may close it earlier. `finish` runs whenever `setup` has not raised.
+
+    `client` is who has connected and whom a proxy has announced (`portico.Client`), `tls` what TLS has agreed on
+    (`portico.TLSInfo`), None in plain text.
     """
 
     request: RequestT
@@ -49,8 +69,12 @@ class BaseRequestHandler(Generic[ServerT, RequestT]):
     if TYPE_CHECKING:
         data: Any
         goodbye: Any
+        client: Client
+        tls: TLSInfo | None
     else:
         data = _Payload()
+        client = _Asked("client")
+        tls = _Asked("tls")
         goodbye = None  # a subclass that has one is called when its idle connection is about to be closed
 
     def __init__(self, request: RequestT, client_address: Any, server: ServerT) -> None:
@@ -73,6 +97,14 @@ class BaseRequestHandler(Generic[ServerT, RequestT]):
 
     def finish(self) -> None:
         """Called after `handle`, even if it raised; not if `setup` did."""
+
+    def start_tls(self) -> None:
+        """Encrypt this connection from here on (STARTTLS), on a server with `starttls`, within `handshake_timeout`.
+
+        To be called when the client has been told to begin. Raises `HandshakeError` if it does not speak TLS; uncaught,
+        that is logged as the peer's fault.
+        """
+        self.server._portico_start_tls(self.request)  # type: ignore[attr-defined]
 
 
 STEPS = BaseRequestHandler.__init__, BaseRequestHandler.setup, BaseRequestHandler.finish, None
@@ -129,6 +161,22 @@ class StreamRequestHandler(BaseRequestHandler[ServerT, _socket.socket]):
             self.wfile = _SocketWriter(self.connection)
         else:
             self.wfile = self.connection.makefile("wb", self.wbufsize)  # type: ignore[assignment]
+
+    def start_tls(self) -> None:
+        """As `BaseRequestHandler.start_tls`; `rfile` and `wfile` go on, encrypted.
+
+        What `rfile` has read ahead is thrown away: whoever can put words into the plain text would else have them
+        taken for the client's (RFC 3207, 4.2).
+        """
+        self.wfile.flush()
+        request: Any = self.request
+        request.held = True
+        try:
+            while isinstance(self.rfile, BufferedReader) and self.rfile.read1(1 << 16):
+                pass
+        finally:
+            request.held = False
+        super().start_tls()
 
     def finish(self) -> None:
         """Write out what is buffered, if the peer still takes it, and close both files."""

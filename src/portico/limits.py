@@ -19,11 +19,13 @@ from ._setting import (
     PAUSE,
     PREFIX4,
     PREFIX6,
+    USERS,
     WAIT,
     Setting,
 )
 from .datagram_settings import DATAGRAM_SETTINGS
 from .errors import SettingError
+from .opening_settings import OPENING_LIVE, OPENING_SETTINGS, check_opening
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -116,6 +118,20 @@ DENY: Final = Setting(
     NETWORKS,
     unit="networks",
     reason="clients from these may not enter, whatever allow says",
+)
+ALLOW_UIDS: Final = Setting[object](
+    "allow_uids",
+    None,
+    USERS,
+    unit="users",
+    reason="of a Unix socket's clients only these users' may enter, or who allow_gids names (SO_PEERCRED)",
+)
+ALLOW_GIDS: Final = Setting[object](
+    "allow_gids",
+    None,
+    USERS,
+    unit="groups",
+    reason="of a Unix socket's clients only these groups' members may enter, or who allow_uids names",
 )
 OVERLOAD: Final = Setting(
     "overload",
@@ -267,7 +283,9 @@ ACCESS_LOG: Final = Setting[str | None](
 
 LIMITS: Final = tuple(value for value in list(globals().values()) if isinstance(value, Setting))
 _AT_THE_START: Final = ("accept_batch", "keepalive", "tcp_user_timeout", "reuse_threads")
-LIVE: Final = (*(setting.name for setting in LIMITS if setting.name not in _AT_THE_START), "max_datagrams")
+LIVE: Final = (
+    *(setting.name for setting in LIMITS if setting.name not in _AT_THE_START), "max_datagrams", *OPENING_LIVE
+)  # fmt: skip
 """What is read again while a server runs."""
 
 
@@ -285,7 +303,7 @@ class Changed:
 def check(server: object) -> None:
     """Raise `SettingError` for a limit, wherever it was set, that is not allowed, or that another one contradicts."""
     changed = set()
-    for setting in (*LIMITS, *DATAGRAM_SETTINGS):
+    for setting in (*LIMITS, *DATAGRAM_SETTINGS, *OPENING_SETTINGS):
         value = getattr(server, setting.name, setting.default)
         if value is not setting.default:  # `32.0` and `False` are equal to defaults, and wrong all the same
             setting.check(value)
@@ -298,6 +316,9 @@ def check(server: object) -> None:
     admission.check(server)
     _check_order(server, "idle_timeout", "connection_timeout")
     _check_order(server, "drain_spread", "drain_timeout")
+    wrong = check_opening(server, changed)
+    if wrong is not None:
+        raise SettingError(wrong)
     if "requests_per_thread" in changed and not getattr(server, "reuse_threads", False):
         raise SettingError("requests_per_thread needs reuse_threads: else each thread serves one request anyway")
 

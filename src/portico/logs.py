@@ -18,6 +18,8 @@ from .events import (
     AcceptPaused,
     AcceptResumed,
     BufferShort,
+    CertificatesKept,
+    CertificatesReplaced,
     ConnectionEnded,
     ConnectionsHigh,
     ConnectionStarted,
@@ -29,6 +31,7 @@ from .events import (
     HookFailed,
     ListenerDied,
     LoopHeld,
+    OpeningFailed,
     PeerLeft,
     Refused,
     RequestFailed,
@@ -75,6 +78,8 @@ def record(event: Event) -> None:
 def _rendered(event: Event) -> tuple[int, str, BaseException | None]:
     """An event's level, its message, and the exception whose traceback belongs to it."""
     match event:
+        case OpeningFailed():
+            return _INFO, f"{_peer(event)} was not let in, {event.reason.value}: {event.error}", None
         case PeerLeft():
             return _DEBUG, f"peer {_peer(event)} left: {event.error!r}", None
         case RequestFailed():
@@ -111,6 +116,11 @@ def _rendered(event: Event) -> tuple[int, str, BaseException | None]:
 
 def _rendered_of_connections(event: Event) -> tuple[int, str, BaseException | None]:
     match event:
+        case CertificatesKept():
+            return _ERROR, f"new certificates cannot be used, the old ones stay: {event.error}", None
+        case CertificatesReplaced():
+            until = "" if event.days is None else f"; the first of them ends in {event.days:.1f} days"
+            return _INFO, f"new certificates are used from now on{until}", None
         case StateChanged():
             return _DEBUG, f"{event.before.value}, now {event.after.value}", None
         case ConnectionStarted():

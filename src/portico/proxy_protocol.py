@@ -354,8 +354,10 @@ def _value(tlvs: tuple[tuple[int, bytes], ...], kind: int) -> bytes | None:
 
 def _text(value: bytes | None, name: str) -> str | None:
     """All texts are UTF-8, also those that ought to be US-ASCII, which is a part of it."""
+    if value is None:
+        return None
     try:
-        return None if value is None else value.decode()
+        return value.decode()
     except UnicodeDecodeError:
         raise ProxyError(f"PROXY header: {name} is no UTF-8 text: {value[:40]!r}") from None
 

@@ -42,6 +42,10 @@ class Stats:
     """By `EndReason`."""
     kernel_drops: int | None = None
     """Datagrams that the kernel has dropped, mostly since the socket's buffer was full; None if it does not say."""
+    opening: int = 0
+    """Of the active ones, those that wait for their PROXY header or TLS handshake."""
+    tls_expires_in: float | None = None
+    """Days until the first of the certificates that are shown ends, negative when it has; None without `tls`."""
     unsent: int = 0
     """Answers to datagrams that were kept for a moment, to leave with others, and could not be sent then."""
 

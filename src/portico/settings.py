@@ -29,6 +29,7 @@ from ._setting import (
 )
 from .datagram_settings import DATAGRAM_SETTINGS
 from .errors import UnknownSettingError
+from .opening_settings import OPENING_SETTINGS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -164,6 +165,7 @@ ALL: Final[dict[str, Setting[Any]]] = {
     for setting in (
         *(value for value in list(globals().values()) if isinstance(value, Setting)),
         *DATAGRAM_SETTINGS,
+        *OPENING_SETTINGS,
         *limits.LIMITS,
     )
 }

@@ -10,7 +10,9 @@ from functools import partial
 
 from . import limits, logs, settings
 from ._managed import Own
-from ._serving import Serving, end_request, request_context, request_failed
+from ._openable import NOT_OPENED
+from ._requests import end_request, request_context, request_failed
+from ._serving import Serving
 from .errors import Overloaded
 from .handlers import STEPS
 from .lifecycle import HookFailed
@@ -173,7 +175,10 @@ class ThreadingMixIn(Serving):
         if connection is not None and connection.runner is None:  # it is a program's own thread
             connection.runner = threading.current_thread()
         try:
-            self.finish_request(request, client_address)
+            if self._portico_opens:
+                client_address = self._portico_open_request(request, client_address)
+            if client_address is not NOT_OPENED:
+                self.finish_request(request, client_address)
         except Exception:
             request_failed(self, request, client_address)
         finally:

@@ -1,0 +1,126 @@
+"""asyncio's streams over a connection of ours, in plain text or with the loop's own TLS: what ties the two together.
+
+The streams themselves are asyncio's; here they are opened on a connection that the server has let in, and counted where
+the kernel does not count.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Final
+from weakref import ref
+
+from ._meters import MeteredSocket
+
+if TYPE_CHECKING:
+    import ssl
+    from collections.abc import Iterable
+
+    from ._async_sockets import AsyncSocket
+    from ._meters import Tally
+
+__all__ = ["PARTING", "CountedReader", "CountedWriter", "open_streams"]
+
+PARTING: Final = 1.0
+"""Seconds that an encrypted stream has to say its last word."""
+
+
+class StreamSocket(MeteredSocket):
+    """What carries a stream: asyncio closes it, uvloop detaches it and closes the number. Either is its end."""
+
+    __slots__ = ()
+
+    def detach(self) -> int:
+        if self.connection is not None:
+            self.connection.has_lost_socket()
+        return socket.socket.detach(self)
+
+
+async def open_streams(
+    request: AsyncSocket,
+    reader: CountedReader,
+    protocol: asyncio.StreamReaderProtocol,
+    *,
+    tls: ssl.SSLContext | None = None,
+    seconds: float | None = None,
+) -> CountedWriter:
+    """Hand a connection over to asyncio's streams, encrypted if there is a context, within so many `seconds`.
+
+    Returns what writes to it. The connection goes on in what carries the streams; whatever fails, that is closed.
+    """
+    loop = asyncio.get_running_loop()
+    connection, request.connection = request.connection, None
+    plain = StreamSocket(int(request.family), int(request.type), request.proto, request.detach())
+    if connection is not None:
+        connection.follow(plain)
+        reader.tally = connection.tally
+        request.connection = connection  # which the server looks for there when the request has ended
+    options: dict[str, Any] = {"ssl": tls, "ssl_handshake_timeout": seconds, "ssl_shutdown_timeout": PARTING}
+    try:
+        transport, _ = await loop.connect_accepted_socket(lambda: protocol, plain, **options if tls is not None else {})
+    except BaseException:
+        plain.close()
+        raise
+    writer = CountedWriter(transport, protocol, reader, loop)
+    if reader.tally is not None:
+        writer.count_in(reader.tally)
+    return writer
+
+
+class CountedReader(asyncio.StreamReader):
+    """A `StreamReader` that counts what it is fed."""
+
+    tally: Tally | None = None
+
+    def feed_data(self, data: Any) -> None:
+        if self.tally is not None:
+            self.tally.received += len(data)
+            self.tally.heard = monotonic()
+        super().feed_data(data)
+
+    def begin_anew(self) -> None:
+        """Forget what has been read ahead, and let another transport feed it."""
+        self._buffer.clear()  # type: ignore[attr-defined]
+        self._transport = None
+
+
+class CountedWriter(asyncio.StreamWriter):
+    """A `StreamWriter` that counts what it is given, less what waits for the peer to take something."""
+
+    tally: Tally | None = None
+
+    def count_in(self, tally: Tally) -> None:
+        known = ref(self)  # a connection may be remembered for longer than its streams
+
+        def unsent() -> int:
+            writer = known()
+            return 0 if writer is None else writer.unsent()
+
+        self.tally, tally.unsent = tally, unsent
+
+    @property
+    def protocol(self) -> Any:
+        return self._protocol
+
+    def go_on(self, transport: Any, protocol: asyncio.StreamReaderProtocol) -> None:
+        """Write by another transport from here on, as asyncio's own `start_tls` has it."""
+        self._transport, self._protocol = transport, protocol
+
+    def unsent(self) -> int:
+        try:
+            return self.transport.get_write_buffer_size()
+        except AttributeError:  # asyncio's TLS is over
+            return 0
+        except RuntimeError:  # it adds up what changes in another thread just now
+            return 0 if self.tally is None else self.tally.sent
+
+    def write(self, data: Any) -> None:
+        super().write(data)
+        if self.tally is not None:
+            self.tally.sent += memoryview(data).nbytes
+            self.tally.said = monotonic()
+
+    def writelines(self, data: Iterable[Any]) -> None:
+        self.write(b"".join(data))

@@ -1,0 +1,214 @@
+"""`AsyncTLSSocket`: an encrypted stream for handlers that are awaited, over the event loop's own TLS.
+
+Up to `secure` it is an `AsyncSocket`; from then on the loop has the descriptor, and its calls go to asyncio's streams,
+which `AsyncStreamRequestHandler` shows. Other than over a blocking socket both ways end together: asyncio's TLS knows
+no half-close.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+from typing import Any, Final
+
+from ._async_sockets import AsyncSocket, CountedAsyncSocket
+from ._async_streams import PARTING, CountedReader, CountedWriter, open_streams
+from ._meters import kernel_counts_family
+
+__all__ = ["AsyncTLSSocket", "CountedAsyncTLSSocket", "TLSProtocol", "async_tls_class"]
+
+_LIMIT: Final = 1 << 16
+
+
+class TLSProtocol(asyncio.StreamReaderProtocol):
+    """Knows a clean end, of which TLS tells (`eof_received`), from one that comes without a word."""
+
+    def __init__(self, reader: asyncio.StreamReader, *, ragged: bool) -> None:
+        super().__init__(reader, loop=asyncio.get_running_loop())
+        self.truncated: bool | None = None
+        self.closing = False
+        """Whether we have ended it."""
+        self._ragged = ragged
+        self._reading = reader
+
+    def eof_received(self) -> bool | None:
+        if self.truncated is None:
+            self.truncated = False
+        return super().eof_received()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self.truncated is None and not self.closing:
+            self.truncated = True
+            if exc is None and not self._ragged:
+                exc = ssl.SSLEOFError(ssl.SSL_ERROR_EOF, "EOF occurred in violation of protocol")
+        super().connection_lost(exc)
+
+
+class AsyncTLSSocket(AsyncSocket):
+    """An `AsyncSocket` that can be encrypted. Closed by the server, as every request."""
+
+    suppress_ragged_eofs = True
+    secured = False
+    """Whether the handshake is done."""
+    reader: CountedReader
+    writer: CountedWriter
+    _protocol: TLSProtocol | None = None
+
+    async def secure(self, context: ssl.SSLContext, seconds: float, limit: int = _LIMIT) -> None:
+        """Encrypt from here on, within so many seconds. `limit` is the longest line of `reader`, in bytes.
+
+        Raises `ssl.SSLError` or another `OSError`; `ConnectionAbortedError` if it takes too long (asyncio's word).
+        """
+        reader = CountedReader(limit=limit, loop=asyncio.get_running_loop())
+        self._protocol = TLSProtocol(reader, ragged=self.suppress_ragged_eofs)
+        self.reader = reader
+        self.writer = await open_streams(self, reader, self._protocol, tls=context, seconds=seconds)
+        self.secured = True
+
+    async def restart(
+        self, context: ssl.SSLContext, seconds: float, streams: tuple[CountedReader, CountedWriter]
+    ) -> None:
+        """The same for streams that are open already, in plain text: they go on, encrypted.
+
+        What has been read ahead is thrown away: whoever can put words into the plain text would else have them taken
+        for the client's (RFC 3207, 4.2).
+        """
+        self.reader, self.writer = reader, writer = streams
+        await writer.drain()
+        reader.begin_anew()
+        plain, self._protocol = writer.protocol, TLSProtocol(reader, ragged=self.suppress_ragged_eofs)
+        options: dict[str, Any] = {"ssl_handshake_timeout": seconds, "ssl_shutdown_timeout": PARTING}
+        try:
+            loop = asyncio.get_running_loop()
+            transport: Any = await loop.start_tls(
+                writer.transport, self._protocol, context, server_side=True, **options
+            )
+        except BaseException:
+            plain.connection_lost(None)  # nobody else will tell it
+            raise
+        self._protocol.connection_made(transport)
+        writer.go_on(transport, self._protocol)
+        self.secured = True
+
+    @property
+    def truncated(self) -> bool | None:
+        """Whether the peer's end came without a close_notify; None before an end."""
+        return None if self._protocol is None else self._protocol.truncated
+
+    # -- what is known of it, as of an `ssl.SSLSocket`
+
+    @property
+    def ssl_object(self) -> Any:
+        """asyncio's `ssl.SSLObject`; None in plain text."""
+        return self.writer.get_extra_info("ssl_object") if self.secured else None
+
+    def __getattr__(self, name: str) -> Any:
+        if (
+            name in ("version", "cipher", "selected_alpn_protocol", "getpeercert", "portico_server_name")
+            and self.secured
+        ):
+            return getattr(self.ssl_object, name)
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+    def fileno(self) -> int:
+        return int(self._carrier().fileno()) if self.secured else super().fileno()
+
+    def getpeername(self) -> Any:
+        return self._carrier().getpeername() if self.secured else super().getpeername()
+
+    def getsockname(self) -> Any:
+        return self._carrier().getsockname() if self.secured else super().getsockname()
+
+    def getsockopt(self, *arguments: Any) -> Any:
+        return self._carrier().getsockopt(*arguments) if self.secured else super().getsockopt(*arguments)
+
+    def setsockopt(self, *arguments: Any) -> None:
+        if self.secured:
+            self._carrier().setsockopt(*arguments)
+        else:
+            super().setsockopt(*arguments)
+
+    def _carrier(self) -> Any:
+        return self.writer.get_extra_info("socket")
+
+    # -- calls
+
+    async def recv(self, bufsize: int, flags: int = 0, /) -> bytes:  # type: ignore[override]
+        if not self.secured:
+            return await super().recv(bufsize, flags)
+        _without(flags)
+        return await self.reader.read(bufsize)
+
+    async def recv_into(self, buffer: Any, nbytes: int = 0, flags: int = 0, /) -> int:  # type: ignore[override]
+        if not self.secured:
+            return await super().recv_into(buffer, nbytes, flags)
+        with memoryview(buffer) as view, view.cast("B") as room:
+            data = await self.recv(nbytes or len(room), flags)
+            room[: len(data)] = data
+            return len(data)
+
+    async def sendall(self, data: Any, flags: int = 0, /) -> None:  # type: ignore[override]
+        if not self.secured:
+            await super().sendall(data, flags)
+            return
+        _without(flags)
+        self.writer.write(data)
+        await self.writer.drain()
+
+    async def send(self, data: Any, flags: int = 0, /) -> int:  # type: ignore[override]
+        if not self.secured:
+            return await super().send(data, flags)
+        await self.sendall(data, flags)
+        return memoryview(data).nbytes
+
+    async def _call(self, read: bool, call: Any, *arguments: Any) -> Any:
+        if self.secured:
+            raise ValueError("an encrypted stream has recv, recv_into, send, sendall and sendfile")
+        return await super()._call(read, call, *arguments)
+
+    # -- the end
+
+    def shutdown(self, how: int) -> None:
+        if self.secured and how != socket.SHUT_RD:
+            self._part()
+        elif not self.secured:
+            super().shutdown(how)
+
+    def close(self) -> None:
+        if self.secured:
+            self._part()
+        super().close()
+
+    def _part(self) -> None:
+        if self._protocol is not None:
+            self._protocol.closing = True
+        self.writer.close()
+
+    async def closed(self) -> None:
+        """Say close_notify, when all that was written is sent; the loop waits `PARTING` seconds for that, no longer."""
+        if not self.secured or self.writer.is_closing():
+            return
+        if self.connection is not None:
+            self.connection.measure()  # now: uvloop closes the descriptor before it says so
+        self.was_connected = True
+        self._part()
+        try:
+            async with asyncio.timeout(2 * PARTING):
+                await self.writer.wait_closed()
+        except (OSError, TimeoutError):  # the peer has gone
+            self.writer.transport.abort()
+
+
+def _without(flags: int) -> None:
+    if flags:
+        raise ValueError("non-zero flags not allowed in calls on an encrypted stream")
+
+
+class CountedAsyncTLSSocket(AsyncTLSSocket, CountedAsyncSocket):
+    """An `AsyncTLSSocket` whose plain part counts; the streams do of themselves."""
+
+
+def async_tls_class(family: int) -> type[AsyncTLSSocket]:
+    """The class of a connection of this family."""
+    return AsyncTLSSocket if kernel_counts_family(family) else CountedAsyncTLSSocket

@@ -1,0 +1,167 @@
+"""`GreenTLSSocket`: an encrypted stream for green threads.
+
+OpenSSL works in memory here, and what it has made is sent, and what it wants read, by the calls of a `GreenSocket`, so
+that all of it parks: the handshake, reading, writing, the end. Over the descriptor itself each record takes two more
+system calls and an exception (measured with 64-byte echoes: 12.8 us a message, in memory 9.8).
+"""
+
+from __future__ import annotations
+
+import socket
+import ssl
+from contextlib import suppress
+from time import monotonic
+from typing import Any, Final
+
+from ._encrypted import PARTING, Encrypted
+from ._green_sockets import CountedGreenSocket, GreenSocket
+from ._meters import kernel_counts_family
+from ._parking import AGAIN, READ, WRITE, retried
+
+__all__ = ["CountedGreenTLSSocket", "GreenTLSSocket", "green_tls_class"]
+
+_Socket: Any = socket.SocketType
+_recv: Final = _Socket.recv
+_send: Final = _Socket.send
+# Bytes taken from the kernel at once: four records, which a peer that sends much fills.
+_CHUNK: Final = 1 << 16
+# Bytes encrypted before they are sent: what is larger goes in pieces, so that it is not twice in memory.
+_PIECE: Final = 1 << 16
+
+
+class GreenTLSSocket(Encrypted, GreenSocket):  # type: ignore[misc]  # what SSLSocket has not, it refuses
+    """A `GreenSocket` up to `begin`, and encrypted from then on."""
+
+    _plain: Any = GreenSocket
+
+    def __init__(self, *arguments: Any, **keywords: Any) -> None:
+        GreenSocket.__init__(self, *arguments, **keywords)
+        self.prepare()
+
+    def _encrypt(self, context: Any) -> None:
+        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self._sslobj = context._wrap_bio(self._incoming, self._outgoing, True, None, owner=self, session=None)
+        self._unsent: bytes | memoryview = b""
+        """What is encrypted, and could not be sent before a deadline: to be sent before all else."""
+
+    # -- reading
+
+    def _read(self, length: int, buffer: Any) -> bytes | int:
+        sslobj, incoming, lock = self._sslobj, self._incoming, self._lock
+        tries = incoming.pending or sslobj.pending() or incoming.eof
+        while True:
+            if tries:
+                try:
+                    with lock:
+                        return sslobj.read(length) if buffer is None else sslobj.read(length, buffer)  # type: ignore[no-any-return]
+                except ssl.SSLWantReadError:
+                    if self._outgoing.pending:  # an answer to an update of keys
+                        self._flush(self._deadline())
+            try:
+                self._feed(self._plain.recv(self, _CHUNK))
+            except BlockingIOError:  # a socket without a timeout is told in the words of `ssl`
+                raise ssl.SSLWantReadError(ssl.SSL_ERROR_WANT_READ, "The operation did not complete") from None
+            tries = True
+
+    def _feed(self, data: bytes) -> None:
+        if data:
+            self._incoming.write(data)
+        else:
+            self._incoming.write_eof()
+
+    def _do_in_memory(self, call: Any) -> None:
+        """An operation that needs the peer's answers: the handshake, or the end of TLS on both sides."""
+        deadline = self._deadline()
+        while True:
+            try:
+                with self._lock:
+                    call()
+            except ssl.SSLWantReadError:
+                self._flush(deadline)
+            except ssl.SSLError:
+                with suppress(OSError):  # an alert, which says why
+                    self._flush(monotonic() + PARTING)
+                raise
+            else:
+                self._flush(deadline)
+                return
+            self._feed(self._call(READ, _recv, _CHUNK, deadline=deadline))
+
+    def _do_handshake(self) -> None:
+        self._do_in_memory(self._sslobj.do_handshake)
+
+    def _unwrap(self) -> None:
+        self._do_in_memory(self._sslobj.shutdown)
+
+    def _say_close(self) -> None:
+        try:
+            with self._lock:
+                self._sslobj.shutdown()
+        except ssl.SSLWantReadError:  # the peer's answer, which nobody waits for
+            pass
+        self._flush(monotonic() + PARTING)
+
+    # -- sending
+
+    def _write(self, data: Any) -> int:
+        if self._timeout == 0 and self._unsent:
+            self._flush(None)
+        with memoryview(data) as view, view.cast("B") as piece:
+            size = min(len(piece), _PIECE)
+            try:
+                self.sendall(piece[:size])
+            except AGAIN:  # it waits to be sent with what comes next
+                pass
+            return size
+
+    def sendall(self, data: Any, flags: int = 0) -> None:
+        """All of it, by one deadline for the whole."""
+        if self._sslobj is None or flags:
+            self._plain.sendall(self, data, flags)
+            return
+        deadline = monotonic() + self._timeout if self._timeout else None
+        if type(data) is bytes and 0 < len(data) <= _PIECE:
+            self._send_piece(data, deadline)
+            return
+        with memoryview(data) as view, view.cast("B") as rest:
+            for begin in range(0, len(rest), _PIECE):
+                self._send_piece(rest[begin : begin + _PIECE], deadline)
+
+    def _send_piece(self, data: Any, deadline: float | None) -> None:
+        with self._lock:
+            write = self._sslobj.write
+            sent = write(data)
+            while sent < len(data):  # a record each
+                sent += write(data[sent:])
+        self._flush(deadline)
+
+    def _flush(self, deadline: float | None) -> None:
+        """Send what is encrypted, in order: one of those who have written does it for all, the others wait for that."""
+        if not self._sending.acquire(blocking=False):
+            retried(self._take_turn, deadline)
+        try:
+            while True:
+                with self._lock:
+                    data = self._unsent or self._outgoing.read()
+                if not data:
+                    return
+                self._unsent = data
+                sent = self._call(WRITE, _send, data, deadline=deadline)
+                self._unsent = memoryview(data)[sent:] if sent < len(data) else b""
+        finally:
+            self._sending.release()
+
+    def _take_turn(self) -> None:
+        if not self._sending.acquire(blocking=False):
+            raise BlockingIOError
+
+
+class CountedGreenTLSSocket(GreenTLSSocket, CountedGreenSocket):  # type: ignore[misc]
+    """A `GreenTLSSocket` that counts what goes over it, encrypted, where the kernel does not."""
+
+    _plain = CountedGreenSocket
+
+
+def green_tls_class(family: int) -> type[GreenTLSSocket]:
+    """The class of a connection of this family."""
+    return GreenTLSSocket if kernel_counts_family(family) else CountedGreenTLSSocket

@@ -1,0 +1,181 @@
+"""How a connection is opened: what has to be read and agreed before its handler sees it, and within what time.
+
+First its PROXY header, if one is expected, then TLS. Here is what one step does, who is believed, and what an end
+before the beginning is called; where the steps are taken is said by the way to run: the header where the loop is
+(`_lobby`, or a green thread, or a task), the handshake in the request's own thread, process, green thread or task.
+"""
+
+from __future__ import annotations
+
+import socket
+import sys
+from collections import OrderedDict
+from selectors import EVENT_READ, EVENT_WRITE
+from time import monotonic
+
+from . import proxy_protocol
+from ._sockets import DONT_WAIT
+from .admission import Trusted
+from .errors import ProxyError
+from .events import EndReason
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import Any, Final
+
+    from ._connection import Connection
+    from .proxy_protocol import ProxyHeader
+
+__all__ = ["UNOPENED", "Opening", "Openings", "Undecided", "is_wanted", "reason_of"]
+
+UNOPENED: Final = (EndReason.HANDSHAKE_FAILED, EndReason.HANDSHAKE_TIMEOUT, EndReason.PROXY_REFUSED)
+"""Ends of connections that no handler has seen."""
+_recv: Final = socket.SocketType.recv
+_PEEK: Final = int(socket.MSG_PEEK) | DONT_WAIT
+# So long a beginning can be a PROXY header's, or a client's own words.
+_SIGNATURE: Final = 12
+# Of the oldest connections that are being opened, so many are asked whether they have said anything.
+_ASKED: Final = 8
+
+
+class Undecided(BlockingIOError):
+    """What has come may yet become a header, and must stay where it is: look again in `pause` seconds."""
+
+    pause: Final = 0.005
+
+
+class Opening:
+    """What one connection has still to do, and until when."""
+
+    __slots__ = ("_taken", "believed", "deadline", "expects_header", "mark", "optional")
+
+    def __init__(self, deadline: float, *, expects_header: bool, optional: bool, believed: bool) -> None:
+        self.deadline = deadline
+        self.expects_header = expects_header
+        """Whether a PROXY header has yet to be taken."""
+        self.optional = optional
+        self.believed = believed
+        """Whether whoever has connected may announce others."""
+        self.mark: int | None = None
+        """Where a child says that it is done, if one does it."""
+        self._taken = b""
+
+    @property
+    def left(self) -> float:
+        """Seconds until it is too late; a little above 0 at the least."""
+        return max(0.001, self.deadline - monotonic())
+
+    def take_header(self, sock: Any) -> ProxyHeader | None:
+        """Read the header, not a byte more; None if there is none and need not be. Never waits.
+
+        Raises `BlockingIOError` while more has to come, which may be called for again, and `ProxyError`.
+        """
+        while True:
+            seen: bytes = _recv(sock, proxy_protocol.MAX_V2, _PEEK)
+            data = self._taken + seen
+            if self.optional and (not proxy_protocol.may_begin(data) or not (seen or data)):
+                return None
+            if not seen:
+                raise ConnectionResetError(f"the peer has left after {len(data)} bytes of its PROXY header")
+            header = proxy_protocol.parse(data)
+            if header is not None:
+                if not self.believed:
+                    raise ProxyError("a PROXY header from somebody who is not in proxy_trusted")
+                _recv(sock, header.length - len(self._taken), DONT_WAIT)
+                return header
+            if self.optional and len(data) < _SIGNATURE and not data.startswith(b"PROXY "):
+                raise Undecided
+            _recv(sock, len(seen), DONT_WAIT)
+            self._taken = data
+
+
+class Openings:
+    """Those of a server's connections that are being opened, and the rules for it."""
+
+    def __init__(self, server: Any) -> None:
+        self._live: OrderedDict[int, Connection] = OrderedDict()
+        self.refresh(server)
+
+    def __len__(self) -> int:
+        return len(self._live)
+
+    def __iter__(self) -> Iterator[Connection]:
+        return iter(tuple(self._live.values()))
+
+    def refresh(self, server: Any) -> None:
+        """Read the settings anew."""
+        trusted = server.proxy_trusted
+        self._mode: str = server.proxy_protocol
+        self._trusted = None if trusted is None else Trusted(trusted)
+        self._timeout: float = server.handshake_timeout
+        self._most: int | None = server.max_handshakes
+
+    def refusal(self, server: Any, client_address: Any) -> str | None:
+        """The setting that keeps a new connection out, if one does."""
+        if self._mode == "required" and not self._is_trusted(client_address):
+            return "proxy_trusted"
+        if self._most is not None and len(self._live) >= self._most:
+            server._portico_look_at_openings()
+            if len(self._live) >= self._most and not self._make_room():
+                return "max_handshakes"
+        return None
+
+    def begin(self, server: Any, client_address: Any) -> Opening | None:
+        """What a new connection has to do, if anything."""
+        server._portico_watch_certificates()
+        if not server._portico_opens:
+            return None
+        expects, believed = self._mode != "off", self._is_trusted(client_address)
+        deadline, optional = monotonic() + self._timeout, self._mode == "optional"
+        return Opening(deadline, expects_header=expects, optional=optional, believed=believed)
+
+    def _is_trusted(self, client_address: Any) -> bool:
+        return self._trusted is not None and client_address in self._trusted
+
+    def add(self, connection: Connection, opening: Opening) -> None:
+        connection.opening = opening
+        self._live[connection.id] = connection
+
+    def done(self, connection: Connection) -> None:
+        """It is open, or has come to its end. From any thread, and again."""
+        connection.opening = None
+        self.opened(connection)
+
+    def opened(self, connection: Connection) -> None:
+        """The same, where something of it is still needed."""
+        self._live.pop(connection.id, None)
+
+    def _make_room(self) -> bool:
+        """Cut the oldest one that has said nothing, if there is one."""
+        for connection in [connection for connection, _ in zip(self, range(_ASKED), strict=False)]:
+            known = connection.measure()
+            if known is not None and not known.received:
+                self._live.pop(connection.id, None)
+                connection.cut(EndReason.HANDSHAKE_TIMEOUT)
+                return True
+        return False
+
+
+def is_wanted(error: BaseException) -> int | None:
+    """The event of `selectors` that has to come first, if that is all that an error says."""
+    ssl: Any = sys.modules.get("ssl")
+    if ssl is not None and isinstance(error, ssl.SSLWantWriteError):
+        return EVENT_WRITE
+    if isinstance(error, BlockingIOError) or (ssl is not None and isinstance(error, ssl.SSLWantReadError)):
+        return EVENT_READ
+    return None
+
+
+def reason_of(error: BaseException) -> EndReason:
+    """What the end of a connection that was never opened is called."""
+    if isinstance(error, ProxyError):
+        return EndReason.PROXY_REFUSED
+    ssl: Any = sys.modules.get("ssl")
+    if ssl is not None and isinstance(error, (ssl.SSLEOFError, ssl.SSLZeroReturnError)):
+        return EndReason.PEER_LEFT
+    if isinstance(error, TimeoutError):
+        return EndReason.HANDSHAKE_TIMEOUT
+    if isinstance(error, ConnectionError) and not (ssl is not None and isinstance(error, ssl.SSLError)):
+        return EndReason.PEER_LEFT
+    return EndReason.HANDSHAKE_FAILED
