@@ -216,6 +216,7 @@ class Acceptor:
             self._server._portico_stop()
             return
         try:
+            self._server._portico_look_at_listener()
             self._server.service_actions()
         except Exception as error:
             self._failed("service_actions", error)

@@ -103,10 +103,10 @@ def _trust(description: TLS, authorities: dict[str, bytes]) -> bytes:
     return sha256(description.client_certificates.encode() + contents).digest()
 
 
-def adopt(context: ssl.SSLContext) -> Made:
+def adopt(context: ssl.SSLContext, *, try_it: bool = True) -> Made:
     """Try a context that was made elsewhere, and add what a server needs: the recorder of names, no renegotiation.
 
-    It may be in use by others already: nothing else of it changes. Whom it believes cannot be read from it, so that is
+    It may be in use by others already: nothing else of it changes, but that a truncated end is seen to be one. Whom it believes cannot be read from it, so that is
     taken to be like nobody else's.
     """
     if context.protocol == ssl.PROTOCOL_TLS_CLIENT:
@@ -114,9 +114,10 @@ def adopt(context: ssl.SSLContext) -> Made:
             "the SSLContext is one for clients: make it by ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), or by"
             " ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)"
         )
-    end = _tried(context, "the SSLContext")
-    if not context.options & ssl.OP_NO_RENEGOTIATION:
-        context.options |= ssl.OP_NO_RENEGOTIATION
+    end = _tried(context, "the SSLContext") if try_it else None
+    wanted = (context.options | ssl.OP_NO_RENEGOTIATION) & ~ssl.OP_IGNORE_UNEXPECTED_EOF
+    if context.options != wanted:
+        context.options = wanted
     theirs: Any = context.sni_callback
     if not isinstance(theirs, Names):
         context.sni_callback = Names({}, theirs)

@@ -33,12 +33,19 @@ class Keyring:
     """Certificates of one server. `context` is what its next handshake is to use: read it anew each time."""
 
     def __init__(
-        self, source: Source, *, blocking: bool, watch: float | None = None, tickets: TicketKeys | None = None
+        self,
+        source: Source,
+        *,
+        blocking: bool,
+        watch: float | None = None,
+        tickets: TicketKeys | None = None,
+        try_it: bool = True,
     ) -> None:
         """Load and try them: `TLSError` says what is wrong. `watch`: seconds from one look at their files to the next.
 
         `tickets`: keys of servers that are to know each other's sessions; by default new ones. Contexts that ask for
-        clients' certificates get others, which follow from these and from who is believed.
+        clients' certificates get others, which follow from these and from who is believed. A context that a program has
+        in use already need not be tried.
         """
         if not isinstance(source, (TLS, ssl.SSLContext)):
             raise SettingError(f"tls must be a portico.TLS or an ssl.SSLContext, not {source!r}")
@@ -48,6 +55,7 @@ class Keyring:
         self.loads = 0
         """How many contexts there have been."""
         self._blocking = blocking
+        self._try_it = try_it
         self._watch = watch
         self._due = float("inf") if watch is None else float("-inf")
         self._lock = RLock()  # re-entrant: a signal handler may reload in the middle of it
@@ -107,7 +115,10 @@ class Keyring:
     def _replace(self, source: Source) -> None:
         seen = _seen(source)  # before it is read: what changes meanwhile is found at the next look
         loads = self.loads
-        made = _contexts.make(source, blocking=self._blocking) if isinstance(source, TLS) else _contexts.adopt(source)
+        if isinstance(source, TLS):
+            made = _contexts.make(source, blocking=self._blocking)
+        else:
+            made = _contexts.adopt(source, try_it=self._try_it)
         if self.loads != loads:  # a signal handler has reloaded meanwhile: its files are the newer ones
             return
         self._give_tickets(made, adopted=not isinstance(source, TLS))

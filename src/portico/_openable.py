@@ -61,6 +61,7 @@ class Openable(Managed):
 
     if TYPE_CHECKING:
         verify_request: Callable[[Any, Any], bool]
+        _portico_open_lobby: Callable[[Any], None]
         _portico_loop: Any
         _portico_runs_inline: bool
 
@@ -110,7 +111,8 @@ class Openable(Managed):
         elif self._portico_keyring is None or self._portico_keyring.source is not source:
             from ._keyring import Keyring  # only now: `ssl` is large
 
-            self._portico_keyring = Keyring(source, blocking=self._portico_blocks, watch=self.tls_watch)
+            given, blocks = source is self.tls, self._portico_blocks
+            self._portico_keyring = Keyring(source, blocking=blocks, watch=self.tls_watch, try_it=given)
         return self._portico_keyring
 
     def _portico_tls_source(self) -> Any:
@@ -127,6 +129,12 @@ class Openable(Managed):
         sock.do_handshake_on_connect = False
         self.suppress_ragged_eofs = sock.suppress_ragged_eofs
         return sock.context
+
+    def _portico_look_at_listener(self) -> None:
+        """Notice one that has been wrapped in TLS while the server runs."""
+        if self._portico_keyring is None and self._portico_tls_source() is not None:
+            self._portico_prepare()
+            self._portico_open_lobby(self._portico_loop)
 
     def _portico_connection_class(self, family: int) -> type[_socket.socket]:
         """What connections are, where handlers block."""

@@ -180,7 +180,7 @@ class Serving(Openable):
 
     def _portico_open_lobby(self, loop: Any) -> None:
         """Have the loop open connections, as far as that is not left to what runs them."""
-        if self._portico_opens and self._portico_blocks:
+        if self._portico_opens and self._portico_blocks and self._portico_lobby is None:
             secures = self._portico_runs_inline and self._portico_keyring is not None and not self.starttls
             if secures or self.proxy_protocol != "off":
                 from ._lobby import Lobby  # only where it is wanted
