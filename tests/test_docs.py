@@ -14,6 +14,7 @@ import portico
 from portico import settings
 from portico._managed import Managed
 from portico._on_loop import OnLoop
+from portico._openable import Openable
 from portico._serving import Serving
 from portico._setting import SAME
 
@@ -50,7 +51,7 @@ def test_the_settings_page_is_what_the_declarations_say() -> None:
 
 def test_class_variables_are_what_the_declarations_say() -> None:
     classes = [Managed, Serving, portico.BaseServer, portico.UDPServer, portico.ThreadingMixIn, portico.ForkingMixIn]
-    classes += [OnLoop, portico.GreenMixIn]
+    classes += [OnLoop, portico.GreenMixIn, Openable]
     for setting in settings.ALL.values():
         owner = next(cls for cls in classes if setting.name in vars(cls))
         assert vars(owner)[setting.name] == setting.default, setting.name

@@ -1,7 +1,9 @@
-"""Every limit with a wrong value, wherever it is set: one error that names it, says the value and what is allowed."""
+"""Every limit, and what comes before a handler, with a wrong value: one error that names it, and what is allowed."""
 
 from __future__ import annotations
 
+import grp
+import pwd
 import socket
 from collections.abc import Callable
 from typing import Any
@@ -10,12 +12,13 @@ import pytest
 
 import portico
 from portico import limits, settings
+from portico.opening_settings import OPENING_SETTINGS
 
 from .crowds import EVERY_WAY, scene, server_class
 from .loops import LOOPBACK
 from .test_settings import BAD
 
-NAMES = [setting.name for setting in limits.LIMITS]
+NAMES = [setting.name for setting in (*limits.LIMITS, *OPENING_SETTINGS)]
 NAN, INF = float("nan"), float("inf")
 # Besides those of test_settings: what is no number, or is equal to a default and of the wrong type.
 WORSE: dict[str, list[Any]] = {
@@ -51,6 +54,16 @@ WORSE: dict[str, list[Any]] = {
     "drain_spread": [NAN, INF, False],
     "grace": [NAN, INF, False],
     "access_log": ["", "TEXT", False, b"text"],
+    "tls": ["", b"cert.pem", {}, [], False],
+    "starttls": ["", 0.5, []],
+    "handshake_timeout": [NAN, INF, False, [1]],
+    "max_handshakes": [NAN, INF, False, [1]],
+    "suppress_ragged_eofs": ["", 0.5, []],
+    "tls_watch": [NAN, INF, False],
+    "proxy_protocol": ["", "REQUIRED", b"off", False],
+    "proxy_trusted": ["", "UNIX", b"unix", {"10.0.0.0/8"}, "10.0.0.1/8", [["unix"]], True],
+    "allow_uids": ["", b"root", {"root": 0}, ["root", ""], True, [NAN]],
+    "allow_gids": [{"root": 0}, ["root", ""], True, [[0]], "0, -1"],
 }
 WRONG = [(name, value) for name in NAMES for value in [*BAD[name], *WORSE[name]]]
 WORDS = [
@@ -65,6 +78,10 @@ WORDS = [
     ("connection_timeout", "none", None), ("connection_jitter", "0", 0.0), ("min_read_rate", "100", 100.0),
     ("read_grace", "1", 1.0), ("send_timeout", "30", 30.0), ("keepalive", "60", 60.0), ("tcp_user_timeout", "9", 9.0),
     ("drain_timeout", "30", 30.0), ("drain_spread", "5", 5.0), ("grace", "0", 0.0), ("access_log", "text", "text"),
+    ("tls", "none", None), ("starttls", "no", False), ("handshake_timeout", "5", 5.0), ("max_handshakes", "9", 9),
+    ("suppress_ragged_eofs", "off", False), ("tls_watch", "1", 1.0), ("proxy_protocol", "required", "required"),
+    ("proxy_trusted", "unix, 10.0.0.0/8", "unix, 10.0.0.0/8"), ("allow_uids", "root", "root"),
+    ("allow_gids", "0, root", "0, root"),
 ]  # fmt: skip
 CONTRADICTIONS: list[tuple[dict[str, Any], list[str]]] = [
     ({"max_connections": 2, "max_connections_per_client": 3}, ["max_connections_per_client", "3", "2"]),
@@ -76,6 +93,9 @@ CONTRADICTIONS: list[tuple[dict[str, Any], list[str]]] = [
     ({"idle_timeout": 2, "connection_timeout": 1}, ["idle_timeout", "2", "1"]),
     ({"drain_spread": 40}, ["drain_spread", "40", "30"]),
     ({"requests_per_thread": 4}, ["requests_per_thread", "reuse_threads"]),
+    ({"proxy_protocol": "optional"}, ["proxy_protocol", "optional", "proxy_trusted"]),
+    ({"proxy_trusted": "unix"}, ["proxy_trusted", "proxy_protocol"]),
+    ({"starttls": True}, ["starttls", "tls"]),
 ]
 
 
@@ -147,6 +167,15 @@ def test_words_that_are_no_such_number_are_refused(name: str, text: str) -> None
         settings.ALL[name].parse(text)
 
 
+def test_users_are_users_and_groups_are_groups() -> None:
+    groups, users = {group.gr_name for group in grp.getgrall()}, {user.pw_name for user in pwd.getpwall()}
+    no_user = min(groups - users)
+    with portico.ThreadingTCPServer(LOOPBACK, lambda *_: None, allow_uids="root", allow_gids=["root", no_user]):
+        pass
+    assert f"no user {no_user!r}" in refused(lambda: made()(LOOPBACK, print, allow_uids=["root", no_user]))
+    assert "no group 'nobody at all'" in refused(lambda: made()(LOOPBACK, print, allow_gids="nobody at all"))
+
+
 def test_a_list_of_networks_names_the_wrong_one() -> None:
     said = refused(lambda: made()(LOOPBACK, print, allow=["10.0.0.0/8", "10.0.0.1/8"]))
     assert "allow" in said
@@ -161,7 +190,8 @@ LIVE = [name for name in NAMES if name in limits.LIVE]
 
 @pytest.mark.parametrize("name", LIVE)
 def test_configure_changes_all_or_none(name: str) -> None:
-    with made()(LOOPBACK, lambda *_: None, max_connections=7, reuse_threads=True).background() as server:
+    needed = {"proxy_protocol": "required", "proxy_trusted": "127.0.0.1"} if name == "proxy_trusted" else {}
+    with made(**needed)(LOOPBACK, lambda *_: None, max_connections=7, reuse_threads=True).background() as server:
         before = {limit: getattr(server, limit) for limit in NAMES}
         for value in [*BAD[name], *WORSE[name]]:
             with pytest.raises(portico.SettingError, match=name):
@@ -182,7 +212,8 @@ def test_configure_refuses_contradictions_with_what_is_set(values: dict[str, Any
     with made(**dict([first]))(LOOPBACK, lambda *_: None).background() as server:
         with pytest.raises(portico.SettingError) as caught:
             server.configure(alarm_cooldown=1, **dict(rest))
-        assert all(word in str(caught.value) for word in named)
+        at_the_start = set(dict(rest)) - set(limits.LIVE)
+        assert all(word in str(caught.value) for word in (at_the_start or named))
         assert server.alarm_cooldown == 5.0
         assert not set(dict(rest)) & set(vars(server))
 

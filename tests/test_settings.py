@@ -13,6 +13,7 @@ import portico
 from portico import settings
 from portico._managed import Managed
 from portico._on_loop import OnLoop
+from portico._openable import Openable
 from portico._serving import Serving
 
 LOOPBACK = ("127.0.0.1", 0)
@@ -81,6 +82,16 @@ BAD: dict[str, list[Any]] = {
     "drain_spread": [-1, None, "1"],
     "grace": [-1, None, "1"],
     "access_log": ["xml", True, 1],
+    "tls": ["cert.pem", ("cert.pem", "key.pem"), True, 0],
+    "starttls": [None, "yes", 2],
+    "handshake_timeout": [0, -1, None, "10", True],
+    "max_handshakes": [0, -1, 1.5, True, "10"],
+    "suppress_ragged_eofs": [None, "no", 2],
+    "tls_watch": [0, -1, "60", True],
+    "proxy_protocol": ["on", True, None, 1],
+    "proxy_trusted": ["nobody", "10.0.0.0/33", 5, [], ["unix", 5]],
+    "allow_uids": ["no such user", -1, [], [True], [None], 1.5],
+    "allow_gids": ["no such group", [-1], "", [b"users"], 5],
 }
 PARSED: list[tuple[str, str, Any]] = [
     ("stdlib_compat", "on", True),
@@ -114,6 +125,15 @@ PARSED: list[tuple[str, str, Any]] = [
     ("grace", "5", 5.0),
     ("access_log", "json", "json"),
     ("access_log", "none", None),
+    ("tls", "none", None),
+    ("starttls", "on", True),
+    ("handshake_timeout", "2.5", 2.5),
+    ("max_handshakes", "none", None),
+    ("tls_watch", "none", None),
+    ("proxy_protocol", "optional", "optional"),
+    ("proxy_trusted", "unix, 10.0.0.0/8", "unix, 10.0.0.0/8"),
+    ("allow_uids", "root, 1000", "root, 1000"),
+    ("allow_gids", "none", None),
 ]
 CONTRADICTIONS: list[tuple[dict[str, Any], str]] = [
     ({"idle_timeout": 60, "connection_timeout": 30}, r"idle_timeout \(60 s\) .* connection_timeout \(30 s\)"),
@@ -123,6 +143,9 @@ CONTRADICTIONS: list[tuple[dict[str, Any], str]] = [
     ({"connection_burst_per_client": 5}, r"connection_burst_per_client \(5\) needs a connection_rate_per_client"),
     ({"requests_per_thread": 5}, "requests_per_thread needs reuse_threads"),
     ({"allow": "10.0.0.0/8", "deny": "10.0.0.0/7"}, "covers all of allow"),
+    ({"proxy_protocol": "required"}, r"proxy_protocol \('required'\) needs proxy_trusted"),
+    ({"proxy_trusted": "10.0.0.0/8"}, 'proxy_trusted needs a proxy_protocol of "required" or "optional"'),
+    ({"starttls": True}, "starttls needs tls"),
 ]
 
 
@@ -138,7 +161,7 @@ def test_every_setting_is_declared_with_all_that_a_reader_needs(name: str) -> No
     assert len(setting.reason) > 10
     assert setting.kind.allowed
     owners = [portico.ForkingMixIn, portico.ThreadingMixIn, portico.UDPServer, portico.BaseServer, Serving]
-    owners += [OnLoop, portico.GreenMixIn, Managed, portico.TCPServer]
+    owners += [OnLoop, portico.GreenMixIn, Managed, Openable, portico.TCPServer]
     assert any(name in vars(owner) for owner in owners)
 
 

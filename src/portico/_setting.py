@@ -43,6 +43,7 @@ __all__ = [
     "TRUSTED_KIND",
     "TTL_KIND",
     "USERS",
+    "USER_GROUPS",
     "Kind",
     "Setting",
 ]
@@ -144,10 +145,10 @@ def _is_trusted(value: Any) -> bool:
     return True
 
 
-def _is_ids(value: Any) -> bool:
+def _is_ids(value: Any, *, groups: bool = False) -> bool:
     from .admission import user_ids
 
-    user_ids(value)
+    user_ids(value, groups=groups)
     return True
 
 
@@ -259,5 +260,10 @@ TRUSTED_KIND: Final = Kind(
 USERS: Final = Kind(
     'numbers or names, such as "www-data, 1000", a list of such, or none',
     lambda value: value is None or _is_ids(value),
+    _maybe(str),
+)
+USER_GROUPS: Final = Kind(
+    'numbers or names, such as "staff, 1000", a list of such, or none',
+    lambda value: value is None or _is_ids(value, groups=True),
     _maybe(str),
 )

@@ -19,6 +19,7 @@ from ._setting import (
     PAUSE,
     PREFIX4,
     PREFIX6,
+    USER_GROUPS,
     USERS,
     WAIT,
     Setting,
@@ -129,7 +130,7 @@ ALLOW_UIDS: Final = Setting[object](
 ALLOW_GIDS: Final = Setting[object](
     "allow_gids",
     None,
-    USERS,
+    USER_GROUPS,
     unit="groups",
     reason="of a Unix socket's clients only these groups' members may enter, or who allow_uids names",
 )
