@@ -106,8 +106,8 @@ def _trust(description: TLS, authorities: dict[str, bytes]) -> bytes:
 def adopt(context: ssl.SSLContext, *, try_it: bool = True) -> Made:
     """Try a context that was made elsewhere, and add what a server needs: the recorder of names, no renegotiation.
 
-    It may be in use by others already: nothing else of it changes, but that a truncated end is seen to be one. Whom it believes cannot be read from it, so that is
-    taken to be like nobody else's.
+    It may be in use by others already: nothing else of it changes, but that a truncated end is seen to be one. Whom it
+    believes cannot be read from it, so that is taken to be like nobody else's.
     """
     if context.protocol == ssl.PROTOCOL_TLS_CLIENT:
         raise TLSError(

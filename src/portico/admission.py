@@ -282,9 +282,10 @@ class Admission:
         """Which setting keeps a new connection out, besides `active` others; None if none does. Changes nothing."""
         if self._most is not None and active >= self._most:
             return self._refusal_of_network(host) or "max_connections"
-        if self._rate is not None and self._rate.wait(self._tat, now):
-            return self._refusal_of_network(host) or "connection_rate"
-        return self.refusal_of_client(host, now)
+        reason = self.refusal_of_client(host, now)
+        if reason in (None, "connection_rate_per_client") and self._rate is not None and self._rate.wait(self._tat, now):
+            return "connection_rate"
+        return reason
 
     def refusal_of_client(self, host: Hashable, now: float) -> str | None:
         """The same for one whom a connection that has entered is announced to come from."""
