@@ -283,7 +283,11 @@ class Admission:
         if self._most is not None and active >= self._most:
             return self._refusal_of_network(host) or "max_connections"
         reason = self.refusal_of_client(host, now)
-        if reason in (None, "connection_rate_per_client") and self._rate is not None and self._rate.wait(self._tat, now):
+        if (
+            reason in (None, "connection_rate_per_client")
+            and self._rate is not None
+            and self._rate.wait(self._tat, now)
+        ):
             return "connection_rate"
         return reason
 
