@@ -52,6 +52,8 @@ class AccessLog:
         facts = _facts(connection.client_address, connection.local_address, connection.reason.value)
         facts |= {"id": connection.id, "seconds": round(connection.age, 3)}
         facts |= {"bytes_in": connection.bytes_in, "bytes_out": connection.bytes_out}
+        if connection.proxy is not None:
+            facts["via"] = spelled(connection.connected_address)
         who = connection.credentials
         if who is not None:
             facts |= {"client_pid": who.pid, "client_uid": who.uid}
@@ -82,6 +84,8 @@ def _text(facts: dict[str, Any]) -> str:
     client = facts["client"]
     if client == "unix" and "client_pid" in facts:
         client = f"unix:pid={facts['client_pid']},uid={facts['client_uid']}"
+    if "via" in facts:
+        client += f" via {facts['via']}"
     end = f"refused={facts['refused']}" if "refused" in facts else facts["reason"]
     if facts["id"] is None:
         return f"{client} -> {facts['local']} {end}"

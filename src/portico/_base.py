@@ -81,6 +81,7 @@ class BaseServer(Serving, Generic[RequestT]):
         if self.stdlib_compat:
             vars(self).update(settings.compat_values(self))
         limits.check(self)
+        self._portico_ready_keyring()  # what is wrong with certificates is said here, too
         self.server_address = server_address
         self.RequestHandlerClass = RequestHandlerClass
         self._portico_context = contextvars.copy_context()

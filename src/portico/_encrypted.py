@@ -71,7 +71,15 @@ class Encrypted(ssl.SSLSocket):
     def recv(self, buflen: int = 1024, flags: int = 0) -> bytes:
         if self._sslobj is None or flags:
             return super().recv(buflen, flags)
-        return self.read(buflen)  # type: ignore[return-value]
+        if self._ahead or self.truncated is not None:
+            return self._read_ahead(buflen, None)  # type: ignore[return-value]
+        try:
+            data: bytes = self._read(buflen, None)  # type: ignore[assignment]
+        except (OSError, ValueError) as error:
+            return self._read_failed(error, None)  # type: ignore[return-value]
+        if not data and buflen:
+            self.truncated = False
+        return data
 
     def recv_into(self, buffer: Any, nbytes: int | None = None, flags: int = 0) -> int:
         if self.held:
@@ -88,21 +96,25 @@ class Encrypted(ssl.SSLSocket):
             return self._read_ahead(len, buffer)
         try:
             data: bytes | int = self._read(len, buffer)
-        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
-            raise
-        except ssl.SSLZeroReturnError:
-            data = b"" if buffer is None else 0
-        except ssl.SSLEOFError:
-            self.truncated = True
-            if not self.suppress_ragged_eofs:
-                raise
-            return b"" if buffer is None else 0
-        except ssl.SSLError as error:
-            self.failure = error
-            raise
+        except (OSError, ValueError) as error:
+            return self._read_failed(error, buffer)
         if not data and len:
             self.truncated = False
         return data
+
+    def _read_failed(self, error: OSError | ValueError, buffer: Any) -> bytes | int:
+        """An end, if that is what an error tells of; else the error, inside the `except` block."""
+        if isinstance(error, ssl.SSLZeroReturnError):
+            self.truncated = False
+        elif isinstance(error, ssl.SSLEOFError):
+            self.truncated = True
+            if not self.suppress_ragged_eofs:
+                raise error
+        else:
+            if isinstance(error, ssl.SSLError) and not isinstance(error, (ssl.SSLWantReadError, ssl.SSLWantWriteError)):
+                self.failure = error
+            raise error
+        return b"" if buffer is None else 0
 
     def _read(self, length: int, buffer: Any) -> bytes | int:
         """Wait for something to be read. An end is nothing, or raises `ssl.SSLEOFError` if it is a truncated one."""

@@ -132,6 +132,7 @@ class Lobby:
         if not self._secures:
             return
         if not guest.began:
+            opening.hear(request)
             server._portico_begin_tls(request)
             request.settimeout(0.0)
             guest.began = True

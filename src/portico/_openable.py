@@ -185,10 +185,11 @@ class Openable(Managed):
             return connection.client_address
         try:
             if opening.expects_header:
-                header = self._portico_await_header(request, opening)
+                header = self._portico_await(opening.take_header, request, opening)
                 if not self._portico_announce(connection, request, header):
                     return NOT_OPENED
             if self._portico_keyring is not None and not self.starttls:
+                self._portico_await(opening.hear, request, opening)
                 self._portico_secure(request, opening.left)
         except Exception as error:
             self._portico_opening_failed(connection, request, error)
@@ -201,17 +202,17 @@ class Openable(Managed):
         if openings is not None:
             openings.done(connection)
 
-    def _portico_await_header(self, request: Any, opening: Opening) -> ProxyHeader | None:
+    def _portico_await(self, step: Callable[[Any], Any], request: Any, opening: Opening) -> Any:
+        """Take a step that itself never waits."""
         while True:
             try:
-                return opening.take_header(request)
+                return step(request)
             except Undecided as error:
                 self._portico_pause(error.pause)
-                if monotonic() >= opening.deadline:
-                    raise TimeoutError("no PROXY header in time") from None
             except BlockingIOError:
-                if not self._portico_wait_readable(request, opening.left):
-                    raise TimeoutError("no PROXY header in time") from None
+                self._portico_wait_readable(request, opening.left)
+            if monotonic() >= opening.deadline:
+                raise TimeoutError("nothing, or not enough, came in time")
 
     def _portico_announce(
         self, connection: Connection, request: Any, header: ProxyHeader | None, *, verify: bool = True
@@ -294,9 +295,9 @@ class Openable(Managed):
     def _portico_look_at_openings(self) -> None:
         """Notice those that are open, where nothing tells by itself."""
 
-    def _portico_wait_readable(self, request: Any, seconds: float) -> bool:
-        """Wait until something can be read; whether that was so in time."""
-        return _sockets.wait_readable(request, seconds)
+    def _portico_wait_readable(self, request: Any, seconds: float) -> None:
+        """Wait until something more can be read, or so long."""
+        _sockets.wait_readable(request, seconds)
 
     def _portico_pause(self, seconds: float) -> None:
         self._portico_system.sleep(seconds)

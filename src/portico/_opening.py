@@ -66,6 +66,14 @@ class Opening:
         """Seconds until it is too late; a little above 0 at the least."""
         return max(0.001, self.deadline - monotonic())
 
+    def hear(self, sock: Any) -> None:
+        """Return if the client has said anything; nothing is spent on those who are silent. Never waits.
+
+        Raises `BlockingIOError`, after which it may be called again, and `ConnectionResetError` if it has left.
+        """
+        if not _recv(sock, 1, _PEEK):
+            raise ConnectionResetError("the peer has left without a word")
+
     def take_header(self, sock: Any) -> ProxyHeader | None:
         """Read the header, not a byte more; None if there is none and need not be. Never waits.
 

@@ -305,15 +305,16 @@ def _set_blocking(sock: socket.socket, blocking: bool) -> None:
             return
 
 
-def wait_readable(sock: Any, seconds: float) -> bool:
-    """Wait until something can be read, or the end has come; whether that was so in time."""
+def wait_readable(sock: Any, seconds: float) -> None:
+    """Wait until something can be read, or the end has come, or so long."""
     import select
 
     if not hasattr(select, "poll"):
-        return bool(select.select((sock,), (), (), seconds)[0])
+        select.select((sock,), (), (), seconds)
+        return
     waiting = select.poll()
     waiting.register(sock, select.POLLIN)
-    return bool(waiting.poll(seconds * 1000))
+    waiting.poll(seconds * 1000)
 
 
 def peer_groups(sock: socket.socket) -> frozenset[int]:

@@ -27,7 +27,7 @@ from .handlers import BaseRequestHandler, DatagramRequestHandler
 from .lifecycle import HookFailed
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Generator
+    from collections.abc import Awaitable, Callable, Generator
 
     from ._connection import Connection
     from ._datagram_queue import DatagramQueue
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from ._opening import Opening
     from ._session import PeerSession
     from .client import Client, TLSInfo
-    from .proxy_protocol import ProxyHeader
 
 __all__ = [
     "AsyncBaseRequestHandler",
@@ -216,10 +215,11 @@ class AsyncMixIn(OnLoop):
             return client_address if connection is None else connection.client_address
         try:
             if opening.expects_header:
-                header = await self._portico_await_header_of(request, opening)
+                header = await self._portico_await_async(opening.take_header, request, opening)
                 if not self._portico_announce(connection, request, header):
                     return NOT_OPENED
             if self._portico_keyring is not None and not self.starttls:
+                await self._portico_await_async(opening.hear, request, opening)
                 await self._portico_secure_async(request, opening.left)
         except Exception as error:
             self._portico_opening_failed(connection, request, error)
@@ -227,11 +227,11 @@ class AsyncMixIn(OnLoop):
         self._portico_opened(connection)
         return connection.client_address
 
-    async def _portico_await_header_of(self, request: Any, opening: Opening) -> ProxyHeader | None:
+    async def _portico_await_async(self, step: Callable[[Any], Any], request: Any, opening: Opening) -> Any:
         async with asyncio.timeout(opening.left):
             while True:
                 try:
-                    return opening.take_header(request)
+                    return step(request)
                 except Undecided as error:
                     await asyncio.sleep(error.pause)
                 except BlockingIOError:

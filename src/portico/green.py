@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import socket
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -158,16 +158,14 @@ class GreenMixIn(OnLoop):
         made: GreenSocket = kind_of_socket(family, kind, proto, descriptor, hub=engine.share.hub)
         return made
 
-    def _portico_wait_readable(self, request: Any, seconds: float) -> bool:
+    def _portico_wait_readable(self, request: Any, seconds: float) -> None:
         thread = getcurrent()
         if type(thread) is not GreenThread or not isinstance(request, GreenSocket):
-            return super()._portico_wait_readable(request, seconds)
+            super()._portico_wait_readable(request, seconds)
+            return
         request._readable = request._ended
-        try:
+        with suppress(TimeoutError):
             request._park(thread, READ, monotonic() + seconds)
-        except TimeoutError:
-            return False
-        return True
 
     def _portico_pause(self, seconds: float) -> None:
         sleep(seconds)
