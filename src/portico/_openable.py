@@ -12,7 +12,6 @@ from time import monotonic
 
 from . import _sockets, limits, logs, opening_settings
 from ._managed import Managed
-from ._opening import Openings, Undecided, reason_of
 from .errors import HandshakeError, SettingError, TLSError
 from .events import CertificatesKept, CertificatesReplaced, EndReason, OpeningFailed
 
@@ -28,11 +27,13 @@ if TYPE_CHECKING:
     from .client import Client, TLSInfo
     from .proxy_protocol import ProxyHeader
 
-__all__ = ["NOT_OPENED", "Openable"]
+__all__ = ["NOT_OPENED", "UNOPENED", "Openable"]
 
 NOT_OPENED = object()
 """In the place of the address of a client whose connection came to its end first."""
 
+UNOPENED = (EndReason.HANDSHAKE_FAILED, EndReason.HANDSHAKE_TIMEOUT, EndReason.PROXY_REFUSED)
+"""Ends of connections that no handler has seen."""
 # Ends that somebody else has told of.
 _TOLD = (EndReason.DRAINED, EndReason.CUT, EndReason.CLOSED, EndReason.REFUSED)
 
@@ -97,6 +98,8 @@ class Openable(Managed):
         if not self._portico_opens and keyring is None:
             connections.openings = None
         elif connections.openings is None:
+            from ._opening import Openings  # only where there is something to be opened
+
             connections.openings = Openings(self)
         else:
             connections.openings.refresh(self)
@@ -204,6 +207,8 @@ class Openable(Managed):
 
     def _portico_await(self, step: Callable[[Any], Any], request: Any, opening: Opening) -> Any:
         """Take a step that itself never waits."""
+        from ._opening import Undecided
+
         while True:
             try:
                 return step(request)
@@ -253,6 +258,8 @@ class Openable(Managed):
             raise TLSError("this connection is encrypted already")
 
     def _portico_start_failed(self, request: Any, error: OSError) -> HandshakeError:
+        from ._opening import reason_of
+
         connection = self._portico_connections.asked(request)
         if connection is not None:
             connection.failed(reason_of(error))
@@ -269,6 +276,8 @@ class Openable(Managed):
 
     def _portico_opening_failed(self, connection: Connection, request: Any, error: BaseException) -> None:
         """It is over before it began; whoever runs it closes it."""
+        from ._opening import reason_of
+
         connection.failed(reason_of(error))
         reason = connection.reason
         if reason is not None and reason not in _TOLD:

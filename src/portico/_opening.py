@@ -27,10 +27,8 @@ if TYPE_CHECKING:
     from ._connection import Connection
     from .proxy_protocol import ProxyHeader
 
-__all__ = ["UNOPENED", "Opening", "Openings", "Undecided", "is_wanted", "reason_of"]
+__all__ = ["Opening", "Openings", "Undecided", "is_wanted", "reason_of"]
 
-UNOPENED: Final = (EndReason.HANDSHAKE_FAILED, EndReason.HANDSHAKE_TIMEOUT, EndReason.PROXY_REFUSED)
-"""Ends of connections that no handler has seen."""
 _recv: Final = socket.SocketType.recv
 _PEEK: Final = int(socket.MSG_PEEK) | DONT_WAIT
 # So long a beginning can be a PROXY header's, or a client's own words.

@@ -14,8 +14,7 @@ from . import logs, settings
 from ._children import ChildWatch
 from ._forked_openings import ForkedOpenings
 from ._managed import Own
-from ._openable import NOT_OPENED
-from ._opening import UNOPENED
+from ._openable import NOT_OPENED, UNOPENED
 from ._serving import Serving
 from .errors import Overloaded, is_disconnect
 from .lifecycle import STOP_FLAG, EndReason, ForkedWithThreads, HookFailed
