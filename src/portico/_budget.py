@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from .admission import budget
 from .limits import LIMITS
+from .opening_settings import HANDSHAKE_TIMEOUT, MAX_HANDSHAKES
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from typing import Any, Final
 
     from ._system import System
@@ -23,17 +24,39 @@ _EACH: Final = {"ThreadingMixIn": 256 << 10, "ForkingMixIn": 4 << 20}
 _EACH_ON_A_LOOP: Final = 64 << 10
 _IDLE_TIMEOUT: Final = 60.0
 _SEND_TIMEOUT: Final = 30.0
+_ALWAYS: Final = ("drain_timeout", "handshake_timeout")
 
 
-def defaults(server_class: type, servers: int, system: System, *, most: float | None = None) -> dict[str, Any]:
-    """The limits of one of so many stream servers of this process, where nobody says otherwise.
-
-    `most` is the seconds that a connection may last at all, if that is limited.
-    """
+def defaults(server_class: type, servers: int, system: System, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The limits of one of so many stream servers of this process, where those that are `given` say nothing."""
     each = max(_EACH.get(base.__name__, _EACH_ON_A_LOOP) for base in server_class.__mro__)
     number, _ = budget(system.most_descriptors(), system.free_memory(), each=each)
+    most = given.get("connection_timeout")
     idle = _IDLE_TIMEOUT if most is None else min(_IDLE_TIMEOUT, most)
-    return {"max_connections": max(1, number // servers), "idle_timeout": idle, "send_timeout": _SEND_TIMEOUT}
+    found = {"max_connections": max(1, number // servers), "idle_timeout": idle, "send_timeout": _SEND_TIMEOUT}
+    if _opens(given):
+        most_at_once = min(_rooms(server_class, found, given))
+        found["max_handshakes"] = max(1, most_at_once // 2)  # so that those who do say something have the rest
+    return found
+
+
+def _opens(values: Mapping[str, Any]) -> bool:
+    """Whether connections have something to do before their handler sees them."""
+    return _is_encrypted(values) or values.get("proxy_protocol", "off") != "off"
+
+
+def _is_encrypted(values: Mapping[str, Any]) -> bool:
+    return values.get("tls") is not None and not values.get("starttls")
+
+
+def _rooms(server_class: type, found: Mapping[str, Any], given: Mapping[str, Any]) -> Iterator[int]:
+    """For how many connections there is room that are not open yet, in each respect."""
+    spent = ("max_children", "max_threads") if _is_encrypted(given) else ()  # on a handshake; PROXY headers need none
+    for name in ("max_connections", *spent):
+        number = given.get(name, getattr(server_class, name, None))
+        number = found.get(name) if number is None else number
+        if number is not None:
+            yield number
 
 
 def told(server: object) -> str:
@@ -44,9 +67,10 @@ def told(server: object) -> str:
 def _facts(server: object) -> Iterator[str]:
     if hasattr(server, "max_children"):
         yield f"max_children {server.max_children}"
-    for setting in LIMITS:
+    shown = {name: getattr(server, name) for name in ("tls", "starttls", "proxy_protocol") if hasattr(server, name)}
+    for setting in (*LIMITS, *((MAX_HANDSHAKES, HANDSHAKE_TIMEOUT) if _opens(shown) else ())):
         value = getattr(server, setting.name, setting.default)
-        if value == setting.default and setting.name != "drain_timeout":
+        if value == setting.default and setting.name not in _ALWAYS:
             continue
         spelled = f"{value:g}" if isinstance(value, float) else str(value)
         yield f"{setting.name} {spelled}" + (" s" if setting.unit == "seconds" and value is not None else "")

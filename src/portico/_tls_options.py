@@ -8,9 +8,19 @@ from .tls import TLS
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import argparse
-    from typing import Any
+    from typing import Any, Final
 
 __all__ = ["add", "read"]
+
+_OPTIONS: Final = {
+    "key": "--tls-key",
+    "sni": "--tls-sni",
+    "alpn": "--tls-alpn",
+    "client_ca": "--tls-client-ca",
+    "client_certificates": "--tls-client-certificates",
+    "password": "--tls-password-file",
+    "minimum_version": "--tls-minimum",
+}
 
 
 def add(command: argparse.ArgumentParser) -> None:
@@ -28,25 +38,36 @@ def add(command: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--tls-client-certificates", choices=("optional", "required"), help="of clients; required with --tls-client-ca"
     )
-    group.add_argument("--tls-minimum", choices=("1.2", "1.3"), default="1.2", help="version (default: %(default)s)")
+    group.add_argument("--tls-minimum", choices=("1.2", "1.3"), help="version (default: 1.2)")
 
 
 def read(options: argparse.Namespace) -> TLS | None:
     """What they describe; None if there are none. Raises `SettingError`."""
     given: dict[str, Any] = {
-        "sni": dict(_named(text) for text in options.tls_sni) or None,
-        "alpn": options.tls_alpn.split(",") if options.tls_alpn else None,
+        "sni": _sni(options.tls_sni) or None,
+        "alpn": None if options.tls_alpn is None else [name.strip() for name in options.tls_alpn.split(",")],
         "client_ca": options.tls_client_ca,
         "client_certificates": options.tls_client_certificates,
         "password": options.tls_password_file and _FirstLine(options.tls_password_file),
+        "minimum_version": options.tls_minimum,
     }
     given = {name: value for name, value in given.items() if value is not None}
     if options.tls_cert is None:
-        others = [name for name in ("key", *given) if name in given or options.tls_key]
+        others = [option for name, option in _OPTIONS.items() if name in given or (name == "key" and options.tls_key)]
         if others:
-            raise SettingError(f"--tls-{others[0].replace('_', '-')} needs --tls-cert")
+            raise SettingError(f"{others[0]} needs --tls-cert")
         return None
-    return TLS(options.tls_cert, options.tls_key, minimum_version=options.tls_minimum, **given)
+    return TLS(options.tls_cert, options.tls_key, **given)
+
+
+def _sni(texts: list[str]) -> dict[str, Any]:
+    named: dict[str, Any] = {}
+    for text in texts:
+        name, files = _named(text)
+        if name.lower() in named:
+            raise SettingError(f"--tls-sni {text!r}: {name} has a certificate already")
+        named[name.lower()] = files
+    return named
 
 
 def _named(text: str) -> tuple[str, Any]:

@@ -23,6 +23,7 @@ from ._running import StopsOnSignals
 from ._serving import serve_together
 from ._system import System
 from .errors import PorticoError
+from .opening_settings import STREAMS_ONLY
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -103,15 +104,15 @@ def _serve(options: argparse.Namespace) -> int:
     values = dict(_assignment(text) for text in options.values)
     tls = _tls_options.read(options)
     _check_tls(options.addresses, values, tls)
-    unused = set(values) - {name for kind in _kinds(options) for name in values if hasattr(kind, name)}
+    unused = set(values) - {name for kind in _kinds(options) for name in _fitting(kind, values)}
     if unused:
         raise CommandError(f"--set {', '.join(sorted(unused))}: none of the servers asked for has such a setting")
     running: list[BaseServer[Any]] = []
     with StopsOnSignals(running, last=True, reloads=tls is not None) as signals, ExitStack() as stack:
         for address in options.addresses:
-            safe = partial(_safe, len(options.addresses), values)
             encrypted = parse(address).kind in _ENCRYPTED or values.get("starttls")
             given = {**values, "tls": tls} if encrypted else values
+            safe = partial(_safe, len(options.addresses))
             running.append(stack.enter_context(_server(address, handler, options.concurrency, given, safe=safe)))
             _refuse_the_same_socket(running, address)
         for server in running:
@@ -119,7 +120,7 @@ def _serve(options: argparse.Namespace) -> int:
             print(f"serving {options.handler} on {describe(server.socket, encrypted=encrypted)}", flush=True)
         if values.get("access_log"):
             _show_access_log()
-        told = next((server for server in running if server.socket_type == socket.SOCK_STREAM), running[0])
+        told = max(running, key=lambda server: (server.tls is not None, server.socket_type == socket.SOCK_STREAM))
         print(f"limits: {_budget.told(told)}; see 'portico settings'", flush=True)
         signals.serve(serve_together)
     return signals.status
@@ -147,11 +148,10 @@ def _show_access_log() -> None:
     logger.propagate = False
 
 
-def _safe(number: int, values: dict[str, Any], server_class: Any) -> dict[str, Any]:
+def _safe(number: int, server_class: Any, given: dict[str, Any]) -> dict[str, Any]:
     """The limits of each of so many servers, where none are set: its share of this process's descriptors and memory."""
     streams = server_class.socket_type == socket.SOCK_STREAM
-    most = values.get("connection_timeout")
-    return _budget.defaults(server_class, number, System(), most=most) if streams else {}
+    return _budget.defaults(server_class, number, System(), given) if streams else {}
 
 
 def _handler(name: str) -> Any:
@@ -181,16 +181,17 @@ def _assignment(text: str) -> tuple[str, Any]:
 
 
 def _server(
-    address: str, handler: Any, concurrency: str, values: dict[str, Any], *, safe: Callable[[Any], dict[str, Any]]
+    address: str, handler: Any, concurrency: str, values: dict[str, Any], *, safe: Callable[[Any, Any], dict[str, Any]]
 ) -> BaseServer[Any]:
     """The server for one address, bound, with these values and `safe` ones beside them. Errors name the address."""
     endpoint = parse(address)
     handed_down = _sockets.existing(endpoint.address, System())
     kind = endpoint.kind if handed_down is None else describe(handed_down).partition(":")[0]
     server_class = _server_class(kind, concurrency)
+    given = _fitting(server_class, values)
     try:
         server: BaseServer[Any] = server_class(
-            handed_down or endpoint.address, handler, **{**safe(server_class), **_fitting(server_class, values)}
+            handed_down or endpoint.address, handler, **{**safe(server_class, given), **given}
         )
     except OSError as error:
         raise CommandError(error.strerror or str(error)) from None
@@ -214,9 +215,10 @@ def _module_of(concurrency: str) -> Any:
         raise CommandError(f"--concurrency {concurrency}: {error}; pip install greenlet") from None
 
 
-def _fitting(server_class: type, values: dict[str, Any]) -> dict[str, Any]:
+def _fitting(server_class: Any, values: dict[str, Any]) -> dict[str, Any]:
     """Of the settings given, those that this kind of server has: one command line may start several kinds."""
-    return {name: value for name, value in values.items() if hasattr(server_class, name)}
+    refused = STREAMS_ONLY if server_class.socket_type == socket.SOCK_DGRAM else ()
+    return {name: value for name, value in values.items() if hasattr(server_class, name) and name not in refused}
 
 
 def _kinds(options: argparse.Namespace) -> list[Any]:
