@@ -1,10 +1,11 @@
 /* The load: one process, one thread, one epoll set, so that the server and not the client is what is measured.
  *
  *     load MODE -p PORT [-c CONNECTIONS] [-i IDLE] [-s SIZE] [-t SECONDS] [-w WARM_UP] [-r RATE] [-S SERVER_PID]
+ *          [-x VERSION]
  *
  * echo     each connection sends a message, waits for the echo, and so on
  * lines    the same; a message is a line
- * connect  connect, send, wait for the echo, close; so many at a time
+ * connect  connect, send, wait for the echo, close; so many at a time; with -x 1 or 2, a PROXY header goes first
  * http     GET on connections that are kept; the answer's Content-Length says where it ends
  * idle     echo, beside IDLE connections that had one echo and wait; the server's memory before and with them
  * ttfb     messages at RATE a second over all connections, beside a neighbour that reads a stream as fast as it can
@@ -19,7 +20,7 @@
 
 #include "program.h"
 
-enum { EVENTS = 512, VARIANTS = 251, OPENING = 64, SOURCES = 16, HEAD = 4096, STREAM_READ = 262144 };
+enum { EVENTS = 512, VARIANTS = 251, OPENING = 64, HEAD = 4096, STREAM_READ = 262144 };
 #define OPEN_LIMIT (20 * SECOND)             /* to open all connections */
 #define DRAIN_LIMIT (2 * SECOND)             /* to wait for what is still on its way */
 #define STALLED SECOND                       /* an answer that takes longer has not come */
@@ -52,8 +53,18 @@ static uint64_t answered, errors, streamed;
 static size_t opened, failed, in_flight, lost;
 static int opening, draining, measuring;
 static char first_error[128];
+static const char *header; /* of the PROXY protocol */
+static size_t header_size;
 
-/* -- messages: letters, so that none begins with the 'S' that asks for a stream, and none holds an end of line -- */
+/* -- messages -- */
+
+static const char HEADER_1[] = "PROXY TCP4 203.0.113.195 198.51.100.17 56324 443\r\n";
+static const char HEADER_2[] = "\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c\xcb\0\x71\xc3\xc6\x33\x64\x11\xdc\x04\x01\xbb";
+
+static void choose_header(int version) {
+    header = version == 1 ? HEADER_1 : HEADER_2;
+    header_size = (version == 1 ? sizeof HEADER_1 : sizeof HEADER_2) - 1;
+}
 
 static void make_messages(void) {
     static const char get[] = "GET / HTTP/1.1\r\nHost: localhost\r\nUser-Agent: load\r\n\r\n";
@@ -65,13 +76,9 @@ static void make_messages(void) {
     stride = mode == LINES ? size : 1; /* a shifted window is another message already, and keeps the caches */
     size_t whole = VARIANTS * stride + size;
     messages = room(whole);
-    uint32_t random = 12345;
-    for (size_t i = 0; i < whole; i++) {
-        random = random * 1664525 + 1013904223;
-        messages[i] = (char)('a' + (random >> 16) % 26);
-        if (mode == LINES && i % size == size - 1)
-            messages[i] = '\n';
-    }
+    write_letters(messages, whole);
+    for (size_t i = size - 1; mode == LINES && i < whole; i += size)
+        messages[i] = '\n';
 }
 
 /* -- one connection -- */
@@ -93,9 +100,18 @@ static void fail(struct conn *c, const char *what) {
     lost++;
 }
 
+/* In one go with the message, as far as the kernel takes them: it has room for both when a connection begins. */
+static ssize_t send_with_header(const struct conn *c) {
+    struct iovec parts[] = {{(void *)header, header_size}, {(void *)c->message, size}};
+    struct msghdr both = {.msg_iov = parts, .msg_iovlen = 2};
+    ssize_t n = sendmsg(c->fd, &both, MSG_NOSIGNAL);
+    return n < 0 ? n : n - (ssize_t)header_size;
+}
+
 static void push(struct conn *c) {
     while (c->sent < size) {
-        ssize_t n = send(c->fd, c->message + c->sent, size - c->sent, MSG_NOSIGNAL);
+        ssize_t n = header && !c->sent ? send_with_header(c)
+                                       : send(c->fd, c->message + c->sent, size - c->sent, MSG_NOSIGNAL);
         if (n < 0 && errno == EAGAIN)
             return; /* connecting still, or the buffer is full: the set tells when it may go on */
         if (n < 0) {
@@ -116,16 +132,6 @@ static void begin(struct conn *c, uint64_t time) {
     push(c);
 }
 
-/* Local ports of one address run out, as a closed connection holds its own for a while. So take several addresses. */
-static void choose_source(const struct conn *c) {
-    struct sockaddr_in source = {.sin_family = AF_INET};
-    int on = 1;
-    source.sin_addr.s_addr = htonl(INADDR_LOOPBACK + 1 + c->count % SOURCES);
-    setsockopt(c->fd, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, &on, sizeof on);
-    if (bind(c->fd, (void *)&source, sizeof source) < 0)
-        die("bind");
-}
-
 static void open_one(struct conn *c) {
     struct sockaddr_in server = {.sin_family = AF_INET, .sin_port = htons((uint16_t)port)};
     struct epoll_event event = {.events = EPOLLIN | EPOLLOUT | EPOLLET, .data.ptr = c};
@@ -137,7 +143,7 @@ static void open_one(struct conn *c) {
         return;
     }
     if (mode == CONNECT)
-        choose_source(c);
+        choose_source(c->fd, c->count);
     if (mode == HTTP && !c->head)
         c->head = room(HEAD);
     int refused = connect(c->fd, (void *)&server, sizeof server) < 0 && errno != EINPROGRESS;
@@ -358,7 +364,7 @@ static void options(int count, char **arguments) {
         exit(2);
     for (mode = ECHO; mode <= TTFB && strcmp(arguments[1], MODES[mode]); mode++)
         ;
-    for (int option; (option = getopt(count - 1, arguments + 1, "p:c:i:s:t:w:r:S:")) != -1;) {
+    for (int option; (option = getopt(count - 1, arguments + 1, "p:c:i:s:t:w:r:S:x:")) != -1;) {
         double value = atof(optarg);
         switch (option) {
         case 'p': port = (int)value; break;
@@ -369,22 +375,21 @@ static void options(int count, char **arguments) {
         case 'w': warm_up = value; break;
         case 'r': rate = value; break;
         case 'S': server_pid = (pid_t)value; break;
+        case 'x': choose_header((int)value); break;
         default: exit(2);
         }
     }
-    if (mode > TTFB || port <= 0 || !active || !size || seconds <= 0 || seconds > 60 || warm_up < 0 || warm_up > 60) {
+    if (mode > TTFB || port <= 0 || !active || !size || seconds <= 0 || seconds > 60 || warm_up < 0 || warm_up > 60 ||
+        (header && mode != CONNECT)) {
         fprintf(stderr, "load: see the head of load.c for what it takes\n");
         exit(2);
     }
 }
 
 static void prepare(int count, char **arguments) {
-    struct rlimit files;
     options(count, arguments);
     alarm(200); /* whatever happens */
-    getrlimit(RLIMIT_NOFILE, &files);
-    files.rlim_cur = files.rlim_max;
-    setrlimit(RLIMIT_NOFILE, &files);
+    raise_file_limit();
     make_messages();
     buffer = room((size > STREAM_READ ? size : STREAM_READ) + 1);
     poll_fd = epoll_create1(EPOLL_CLOEXEC);

@@ -1,4 +1,5 @@
-/* What the programs in C share: a clock, times sorted into a histogram, and what a process has taken so far. */
+/* What the programs in C share: a clock, times sorted into a histogram, what a process has taken so far; a server's
+ * beginning and end; for loads, what to send and where from. */
 #ifndef PROGRAM_H
 #define PROGRAM_H
 
@@ -15,6 +16,7 @@
 #define SECOND 1000000000ull
 
 enum { FINE = 64, BUCKETS = FINE * 60 }; /* per doubling: times are right to 1.6 % */
+enum { SOURCES = 16 };
 
 static uint64_t histogram[BUCKETS], longest;
 
@@ -82,6 +84,34 @@ static inline long memory_of(pid_t pid, const char *name) {
     if (status)
         fclose(status);
     return found;
+}
+
+/* -- for a load -- */
+
+static inline void raise_file_limit(void) {
+    struct rlimit files;
+    getrlimit(RLIMIT_NOFILE, &files);
+    files.rlim_cur = files.rlim_max;
+    setrlimit(RLIMIT_NOFILE, &files);
+}
+
+/* Small letters, of which no window begins with the 'S' that asks for a stream, or holds an end of line. */
+static inline void write_letters(char *place, size_t size) {
+    uint32_t random = 12345;
+    for (size_t i = 0; i < size; i++) {
+        random = random * 1664525 + 1013904223;
+        place[i] = (char)('a' + (random >> 16) % 26);
+    }
+}
+
+/* Local ports of one address run out, as a closed connection holds its own for a while. So take several addresses. */
+static inline void choose_source(int fd, unsigned number) {
+    struct sockaddr_in source = {.sin_family = AF_INET};
+    int on = 1;
+    source.sin_addr.s_addr = htonl(INADDR_LOOPBACK + 1 + number % SOURCES);
+    setsockopt(fd, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, &on, sizeof on);
+    if (bind(fd, (void *)&source, sizeof source) < 0)
+        die("bind");
 }
 
 /* -- a server's beginning and end -- */

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bench.peers import build, figures, machine, page, plot, results, roster, serve
-from bench.peers.cases import CASES, CPU, HANDLED, LOST, MEMORY, P99, RATE, UNHANDLED, Case, Plan, Target
+from bench.peers import build, encryption, figures, machine, page, plot, results, roster, runs, serve
+from bench.peers.cases import CASES, CPU, HANDLED, LOST, MEMORY, P99, PER_CORE, RATE, UNHANDLED, Case, Plan, Target
 from bench.processes import NotServing, started
 
 ROOT = Path(__file__).parent.parent
@@ -22,6 +22,20 @@ OURS, THEIRS = "portico-green", "asyncio-streams"
 needs_the_load = pytest.mark.skipif(
     sys.platform != "linux" or not build.possible(), reason="the load needs epoll, and a C compiler (cc) to make it"
 )
+
+
+@pytest.fixture(scope="module")
+def encrypted() -> None:
+    """The load over TLS, or a skip that says why there is none."""
+    if sys.platform != "linux" or not build.possible():
+        pytest.skip("the load needs epoll, and a C compiler (cc) to make it")
+    build.programs()
+    try:
+        encryption.ready()
+    except encryption.CannotEncryptError as error:
+        pytest.skip(str(error))
+
+
 CASE = Case(
     "echo-50", "Echo <&>", "echo", ("echo", "-c", "50"), (RATE, P99),
     targets=(Target(OURS, 1.6, THEIRS), Target(OURS, 20_000, figure=P99), Target(OURS, 2, "gevent")),
@@ -57,6 +71,24 @@ def test_ratios_are_made_within_a_round() -> None:
 def test_a_round_that_one_of_the_two_missed_makes_no_ratio() -> None:
     rounds = [*ROUNDS[:1], {OURS: sample(1000)}]
     assert figures.ratio(rounds, RATE, OURS, THEIRS) == figures.Spread(2.0, 2.0, 2.0)
+
+
+def test_the_best_of_several_is_found_within_a_round() -> None:
+    rounds = [
+        {OURS: sample(100), THEIRS: sample(50), "gevent": sample(200)},
+        {OURS: sample(100), THEIRS: sample(400), "gevent": sample(200)},
+        {OURS: sample(100), THEIRS: sample(100)},
+    ]
+    assert figures.ratio(rounds, RATE, OURS, (THEIRS, "gevent")) == figures.Spread(0.5, 0.25, 1.0)
+    slow, fast = (sample(1, p99=p99) for p99 in (200.0, 100.0))
+    assert figures.ratio([{OURS: fast, THEIRS: fast, "gevent": slow}], P99, OURS, (THEIRS, "gevent")) == figures.Spread(
+        1.0, 1.0, 1.0
+    )
+
+
+def test_handshakes_are_told_by_the_servers_time_as_the_load_is_busy() -> None:
+    assert PER_CORE.read(sample(100, server_cpu=0.5, cpu=2.0)) == 200
+    assert PER_CORE.read(sample(0, server_cpu=0.0)) is None
 
 
 def test_targets_are_met_from_the_right_side_or_not_measured() -> None:
@@ -136,7 +168,8 @@ def test_every_peer_can_be_served_and_every_target_is_of_a_peer() -> None:
     for case in CASES:
         assert case.reference in case.peers
         assert {target.peer for target in case.targets} <= set(case.peers)
-        assert {target.than for target in case.targets} <= {*case.peers, None}
+        for than in (target.than for target in case.targets):
+            assert {than} if isinstance(than, str) else set(than or ()) <= set(case.peers)
 
 
 @pytest.mark.parametrize(("files", "idle"), [(20_000, 10_000), (4096, 3896), (100, 1), (-1, 10_000)])
@@ -238,3 +271,67 @@ def test_a_load_without_a_server_ends_in_time() -> None:
     said = udp_load(nobody, "-t", "0.4")
     assert said["messages"] == 0
     assert said["lost"] > 0
+
+
+@pytest.mark.timeout(120)
+def test_measures_echoes_and_handshakes_over_tls(encrypted: None, tmp_path: Path) -> None:
+    names = ("tls", "tls-16k", "tls-handshakes", "tls-resumed")
+    peers = ("c-openssl", "portico-green", "portico-async-streams", "portico-threads", "socketserver")
+    arguments = ["--only", ",".join(names), "--peers", ",".join(peers), "--rounds", "1", "--seconds", "0.1"]
+    done = bench(*arguments, "--output", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    for name in names:
+        (samples,) = json.loads((tmp_path / f"{name}.json").read_text())["rounds"]
+        assert list(samples) == list(peers)
+        for peer, taken in samples.items():
+            assert taken["messages"] > 0
+            assert taken["errors"] == 0, taken["first_error"]
+            assert (taken["resumed"] > 0) is (name == "tls-resumed")
+            if peer != "socketserver":
+                assert taken["truncated"] == 0
+    assert "the best in Python" in (tmp_path / "benchmarks.md").read_text()
+
+
+@pytest.mark.parametrize(("peer", "service"), [("portico-plain", "handshakes"), ("portico-threads", "proxy")])
+def test_a_header_or_a_handshake_goes_first(encrypted: None, peer: str, service: str) -> None:
+    program = ["tls_load", "full"] if service == "handshakes" else ["load", "connect", "-x", "2"]
+    with started(runs.server_command(peer, service)) as server:
+        command = [str(build.FOLDER / program[0]), *program[1:], "-p", str(server.port), "-c", "4", "-t", "0.1"]
+        said = json.loads(subprocess.run(command, capture_output=True, timeout=30, check=True).stdout)
+    assert said["messages"] > 0
+    assert said["errors"] == 0, said["first_error"]
+
+
+def test_a_server_without_tls_is_an_error_for_each_connection_and_the_load_ends(encrypted: None) -> None:
+    with started(runs.server_command("portico-threads", "echo")) as server:
+        command = [str(build.FOLDER / "tls_load"), "full", "-p", str(server.port), "-c", "4", "-t", "0.1"]
+        said = json.loads(subprocess.run(command, capture_output=True, timeout=30, check=True).stdout)
+    assert said["messages"] == 0
+    assert said["errors"] >= 4
+    assert said["first_error"].startswith("handshake: ")
+
+
+def test_the_command_openssl_makes_the_certificate_if_there_is_no_trustme(tmp_path: Path) -> None:
+    code = (
+        "import sys; sys.modules['trustme'] = None; from pathlib import Path;"
+        "from bench.peers import build, encryption; build.FOLDER = Path(sys.argv[1]); print(encryption.certificate())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+    )
+    if "neither trustme nor openssl" in done.stderr:
+        pytest.skip("there is no command openssl")
+    assert done.stdout.strip() == str(tmp_path / "certificate.pem"), done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["certificate.pem"]
+
+
+def test_cases_over_tls_are_left_out_with_a_word_where_openssl_is_not_to_be_had(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "tls_load"
+    program.write_text("#!/bin/sh\necho libssl.so.3 cannot be loaded >&2\nexit 3\n")
+    program.chmod(0o700)
+    monkeypatch.setattr(build, "FOLDER", tmp_path)
+    assert [case.name for case in CASES if runs.lacking(case) == "libssl.so.3 cannot be loaded"] == [
+        case.name for case in CASES if case.name.startswith("tls")
+    ]

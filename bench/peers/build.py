@@ -12,8 +12,8 @@ __all__ = ["FOLDER", "NoCompilerError", "compiler", "possible", "programs"]
 
 SOURCES = Path(__file__).parents[1]
 FOLDER = SOURCES / "build"
-_NAMES = ("load", "epoll_echo", "udp_load", "udp_echo")
-_SHARED = SOURCES / "program.h"
+_NAMES = ("load", "epoll_echo", "udp_load", "udp_echo", "tls_load", "tls_echo")
+_SHARED = (SOURCES / "program.h", SOURCES / "tls.h")
 
 
 class NoCompilerError(Exception):
@@ -41,9 +41,11 @@ def programs() -> None:
     FOLDER.mkdir(exist_ok=True)
     for name in _NAMES:
         source, program = SOURCES / f"{name}.c", FOLDER / name
-        changed = max(path.stat().st_mtime for path in (source, _SHARED))
+        changed = max(path.stat().st_mtime for path in (source, *_SHARED))
         if not program.exists() or program.stat().st_mtime < changed:
             # By a name of its own first: two runs at a time must not see half a program.
             fresh = program.with_name(f"{name}.{os.getpid()}")
-            subprocess.run([*shlex.split(command), "-O2", "-o", str(fresh), str(source)], check=True, timeout=120)
+            # -ldl: where dlopen() has a library of its own.
+            made = [*shlex.split(command), "-O2", "-o", str(fresh), str(source), "-ldl"]
+            subprocess.run(made, check=True, timeout=120)
             fresh.replace(program)

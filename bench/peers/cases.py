@@ -11,7 +11,22 @@ from typing import Any
 
 from .roster import PEERS
 
-__all__ = ["CASES", "CPU", "MEMORY", "P50", "P99", "RATE", "SERVED", "Case", "Figure", "Plan", "Sample", "Target"]
+__all__ = [
+    "CASES",
+    "CPU",
+    "MEMORY",
+    "P50",
+    "P99",
+    "PER_CORE",
+    "RATE",
+    "SERVED",
+    "Case",
+    "Figure",
+    "Plan",
+    "Sample",
+    "Target",
+    "named",
+]
 
 Sample = Mapping[str, Any]
 
@@ -42,12 +57,12 @@ class Figure:
 class Target:
     """`bound` is what the figure of `peer` must reach, as a ratio to that of `than` in the same round if there is one.
 
-    From below where more is better, else from above.
+    From below where more is better, else from above. Of several, `than` is the best one in each round.
     """
 
     peer: str
     bound: float
-    than: str | None = None
+    than: str | tuple[str, ...] | None = None
     figure: Figure | None = None
     """The case's first, if none is named."""
 
@@ -114,6 +129,8 @@ LOST = Figure("lost", "%", False, lambda sample: _share(sample["lost"], sample["
 HANDLED = Figure("rate", "msg/s", True, lambda sample: _handled(sample) / sample["seconds"])
 UNHANDLED = Figure("lost", "%", False, lambda sample: _share(sample["sent"] - _handled(sample), _handled(sample)))
 SENT = Figure("sent", "msg/s", True, _per("sent", "sending", 1))
+PER_CORE = Figure("rate of a core", "conn/s", True, _per("messages", "server_cpu", 1))
+CONNECTIONS = Figure("rate", "conn/s", True, _per("messages", "seconds", 1))
 HANDLED_CPU = Figure("CPU of 10^6", "s", False, lambda sample: sample["server_cpu"] / max(1, _handled(sample)) * 1e6)
 _USUAL = (RATE, P50, P99, CPU)
 
@@ -139,6 +156,25 @@ _UDP = (
     Target("portico-udp-async-uvloop", 1.0, "uvloop-udp"),
     Target("portico-udp-threads", 8, "socketserver-udp-threads"),
 )
+_TLS = (
+    Target("portico-green", 1.0, "uvloop-streams"),
+    Target("portico-green-uvloop", 1.0, "uvloop-streams"),
+    Target("portico-threads", 1.0, "socketserver"),
+    *_ASYNC,
+)
+IN_PYTHON = ("socketserver", "asyncio-streams", "asyncio-protocol", "uvloop-streams", "uvloop-protocol", "gevent")
+_PARTING = (
+    "Connect, shake hands (TLS 1.3, a P-256 certificate), echo 64 bytes, say close_notify. A full handshake costs\n"
+    "the client more than a server, so it is the load that is busy: *rate of a core* is what the server does in a\n"
+    "second of processor time, while p50 and p99, until the echo is there, are mostly the load's. socketserver and\n"
+    "gevent end without a close_notify, which spares them a record."
+)
+_HANDSHAKES = (
+    Target("portico-green", 0.9, IN_PYTHON),
+    Target("portico-green-uvloop", 0.9, IN_PYTHON),
+    Target("portico-threads", 1.0, "socketserver"),
+    *_ASYNC,
+)
 
 
 @dataclass(frozen=True)
@@ -158,6 +194,31 @@ class _Datagrams(Case):
     plots: tuple[Figure, ...] = field(default=(RATE,))
     reference: str = "socketserver-udp"
     program: str = "udp_load"
+
+
+@dataclass(frozen=True)
+class _Encrypted(_Echo):
+    """The usual figures, over TLS."""
+
+    targets: tuple[Target, ...] = field(default=_TLS)
+    plots: tuple[Figure, ...] = field(default=(RATE, CPU))
+    reference: str = "uvloop-streams"
+    program: str = "tls_load"
+
+
+@dataclass(frozen=True)
+class _Handshakes(Case):
+    """Connections with an echo each. Shaking hands in full costs a client more than a server.
+
+    So it is the load that is busy, and what counts is how many a server does in a second of its processor's time.
+    """
+
+    figures: tuple[Figure, ...] = field(default=(PER_CORE, CONNECTIONS, P50, P99))
+    targets: tuple[Target, ...] = field(default=_HANDSHAKES)
+    plots: tuple[Figure, ...] = field(default=(PER_CORE,))
+    reference: str = "uvloop-streams"
+    program: str = "tls_load"
+    notes: str = _PARTING
 
 
 CASES = (
@@ -225,4 +286,13 @@ CASES = (
         notes="The load sends as fast as it can, which is more than most take; so what is lost says how fast the load\n"
         "was, too. It is what no handler has counted when nothing waits any more, with which the measured time ends.",
     ),
+    _Encrypted("tls", "TLS echo, 64 bytes, 50 connections", "tls", ("echo", "-c", "50")),
+    _Encrypted("tls-16k", "TLS echo, 16 KiB, 50 connections", "tls", ("echo", "-c", "50", "-s", "16384")),
+    _Handshakes("tls-handshakes", "TLS handshakes in full, 50 at a time", "handshakes", ("full", "-c", "50")),
+    _Handshakes("tls-resumed", "TLS handshakes, sessions resumed, 50 at a time", "handshakes", ("resumed", "-c", "50")),
 )  # fmt: skip
+_BY_NAME = {case.name: case for case in CASES}
+
+
+def named(name: str) -> Case:
+    return _BY_NAME[name]

@@ -82,6 +82,9 @@ def _measure_all(chosen: argparse.Namespace, kept: Path | None) -> None:
     _tell(f"about {_minutes(cases, peers, plan):.0f} minutes: {len(cases)} cases, {plan.rounds} rounds")
     facts = {"machine": machine.description(), "versions": machine.versions(build.compiler())}
     for case in cases:
+        if lacking := runs.lacking(case):
+            _tell(f"{case.name}: {lacking}; left out")
+            continue
         taking_part = [name for name in case.peers if name in peers]
         told: dict[str, Any] = {**facts, "commands": _commands(case, plan)}
         result = runs.measure(case, taking_part, plan, told)

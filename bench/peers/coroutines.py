@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from .process import BACKLOG, CHUNK, HOST, RECEIVE, STREAM, need, part, ready
+from .process import BACKLOG, CHUNK, HOST, RECEIVE, STREAM, need, opened_by, part, plain, ready
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-__all__ = ["serve"]
+__all__ = ["serve", "serve_streams"]
 
 
 def handler(portico: Any, service: str) -> Any:
@@ -42,15 +42,42 @@ def handler(portico: Any, service: str) -> Any:
             except OSError:
                 return  # the neighbour has had enough
 
-    return {"echo": Echo, "lines": Lines, "stream": Stream}[service]
+    return {"echo": Echo, "lines": Lines, "stream": Stream}[plain(service)]
+
+
+def streams_handler(portico: Any) -> Any:
+    """Echo through asyncio's streams."""
+    base: Any = part(portico, "AsyncStreamRequestHandler")
+
+    class Echo(base):  # type: ignore[misc]
+        async def handle(self) -> None:
+            while data := await self.rfile.read(RECEIVE):
+                self.wfile.write(data)
+                await self.wfile.drain()
+
+    return Echo
 
 
 def serve(service: str, event_loop: str) -> None:
     """`portico.AsyncTCPServer` on that loop."""
     import portico
 
+    _serve(service, event_loop, handler(portico, service))
+
+
+def serve_streams(service: str, event_loop: str) -> None:
+    """The same with the handler that has streams. Lines are by these in any case."""
+    import portico
+
+    _serve(service, event_loop, streams_handler(portico))
+
+
+def _serve(service: str, event_loop: str, handler_class: Any) -> None:
+    import portico
+
     need(event_loop)
-    server_class = type("Server", (part(portico, "AsyncTCPServer"),), {"request_queue_size": BACKLOG})
-    with server_class((HOST, 0), handler(portico, service), event_loop=event_loop) as server:
+    settings = {"request_queue_size": BACKLOG, **opened_by(portico, service)}
+    server_class = type("Server", (part(portico, "AsyncTCPServer"),), settings)
+    with server_class((HOST, 0), handler_class, event_loop=event_loop) as server:
         ready(server.server_address[1])
         server.serve_forever()

@@ -51,14 +51,16 @@ def value(rounds: Rounds, figure: Figure, peer: str) -> Spread | None:
     return spread([number for number in read if number is not None])
 
 
-def ratio(rounds: Rounds, figure: Figure, peer: str, than: str) -> Spread | None:
-    """A peer's figure over another's, round by round."""
+def ratio(rounds: Rounds, figure: Figure, peer: str, than: str | tuple[str, ...]) -> Spread | None:
+    """A peer's figure over another's, or over the best of several others', round by round."""
+    others = (than,) if isinstance(than, str) else than
     ratios = []
     for samples in rounds:
-        if peer in samples and than in samples:
-            ours, theirs = figure.read(samples[peer]), figure.read(samples[than])
-            if ours is not None and theirs:
-                ratios.append(ours / theirs)
+        ours = figure.read(samples[peer]) if peer in samples else None
+        read = [figure.read(samples[other]) for other in others if other in samples]
+        theirs = [number for number in read if number]
+        if ours is not None and theirs:
+            ratios.append(ours / (max(theirs) if figure.more else min(theirs)))
     return spread(ratios)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .process import BACKLOG, CHUNK, HOST, RECEIVE, STREAM, need, ready
+from .process import BACKLOG, CHUNK, HOST, RECEIVE, STREAM, context, need, plain, ready
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -33,8 +33,9 @@ def gevent(service: str) -> None:
                 return  # the neighbour has had enough
             sock.sendall(data)
 
-    handle = {"echo": echo, "lines": lines, "stream": stream}[service]
-    server = server_class((HOST, 0), handle, backlog=BACKLOG)
+    handle = {"echo": echo, "lines": lines, "stream": stream}[plain(service)]
+    encrypted = context(service, need("gevent.ssl"))
+    server = server_class((HOST, 0), handle, backlog=BACKLOG, **({"ssl_context": encrypted} if encrypted else {}))
     server.start()
     ready(server.server_port)
     server.serve_forever()

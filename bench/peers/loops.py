@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from .process import BACKLOG, CHUNK, HANDLED, HOST, RECEIVE, STREAM, enlarge, need, ready
+from .process import BACKLOG, CHUNK, HANDLED, HOST, RECEIVE, STREAM, context, enlarge, need, plain, ready
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -110,14 +110,20 @@ class CountDatagrams(EchoDatagrams):
 
 def streams(service: str, event_loop: str) -> None:
     """`asyncio.start_server`."""
-    callback: Callable[..., Awaitable[None]] = {"echo": _echo, "lines": _lines, "stream": _stream}[service]
-    _run(event_loop, lambda: asyncio.start_server(callback, HOST, 0, backlog=BACKLOG))
+    callback: Callable[..., Awaitable[None]] = {"echo": _echo, "lines": _lines, "stream": _stream}[plain(service)]
+    encrypted = context(service)
+    _run(event_loop, lambda: asyncio.start_server(callback, HOST, 0, backlog=BACKLOG, ssl=encrypted))
 
 
 def protocol(service: str, event_loop: str) -> None:
     """`loop.create_server`."""
-    factory: type[Echo] = {"echo": Echo, "lines": Lines, "stream": Stream}[service]
-    _run(event_loop, lambda: asyncio.get_running_loop().create_server(factory, HOST, 0, backlog=BACKLOG))
+    factory: type[Echo] = {"echo": Echo, "lines": Lines, "stream": Stream}[plain(service)]
+    encrypted = context(service)
+
+    def start() -> Awaitable[asyncio.Server]:
+        return asyncio.get_running_loop().create_server(factory, HOST, 0, backlog=BACKLOG, ssl=encrypted)
+
+    _run(event_loop, start)
 
 
 def endpoint(service: str, event_loop: str) -> None:

@@ -6,6 +6,7 @@ import importlib.metadata
 import os
 import platform
 import resource
+import ssl
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,6 +62,7 @@ def description() -> dict[str, str]:
 def versions(compiler: str) -> dict[str, str]:
     """What was measured: Python, the packages that are there, the compiler, and our own commit."""
     found = {"Python": f"{platform.python_implementation()} {platform.python_version()}", "compiler": _said(compiler)}
+    found["OpenSSL"] = ssl.OPENSSL_VERSION.removeprefix("OpenSSL ")
     for name in _PACKAGES:
         try:
             found[name] = importlib.metadata.version(name)

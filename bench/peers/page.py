@@ -20,13 +20,14 @@ be chosen). Against `socketserver` alone, and in more detail, see [bench/results
 
 The server is pinned to one core, the load, a program in C, to another. The peers take turns, A B C A B C, each time
 with a server process of its own. Values are medians of the rounds; a ratio is made of two samples of the same round,
-and the median of these is shown, with the least and the greatest as its spread. Every byte that comes back is
-compared. Each Python process has freed one big block before it serves, as any program of some size has: asyncio's
-reads of 256 KiB cost up to three times as much before. All queues are 1,024 long; buffers, TCP_NODELAY and the rest
-are as each has them by default. But all sockets of datagrams ask for a receive buffer of 4 MiB, as the default of
-208 KiB does not hold 128 datagrams of 1,200 bytes. A datagram that is not answered within 0.25 s is lost, and another
-is sent in its place. "CPU of 10^6" is the server's processor time for a million messages. *load-bound*: the load was
-busy all the time (95 % or more of its core; one that floods, if nothing was lost), so the server might do more.
+and the median of these is shown, with the least and the greatest as its spread. Every byte that comes back is compared.
+Each Python process has freed one big block before it serves, as any program of some size has: asyncio's reads of 256
+KiB cost up to three times as much before. All queues are 1,024 long; buffers, TCP_NODELAY and the rest are as each has
+them by default. But all sockets of datagrams ask for a receive buffer of 4 MiB, as the default of 208 KiB does not hold
+128 datagrams of 1,200 bytes. A datagram that is not answered within 0.25 s is lost, and another is sent in its place.
+Over TLS all show the same certificate, in contexts as Python's `ssl` makes them; Portico makes its own. "CPU of 10^6"
+is the server's processor time for a million messages. *load-bound*: the load was busy all the time (95 % or more of its
+core; one that floods, if nothing was lost), so the server might do more.
 """
 _BUSY = 0.95  # share of its core from which on the load is the limit
 
@@ -93,7 +94,8 @@ def _verdict(verdict: Verdict) -> list[str]:
     sign = ">=" if verdict.figure.more else "<="
     what = f"{target.peer}: {verdict.figure.name}"
     if target.than:
-        bound = f"{sign} {target.bound:g} x {target.than}"
+        than = target.than if isinstance(target.than, str) else "the best in Python"
+        bound = f"{sign} {target.bound:g} x {than}"
         got = "" if reached is None else f"{reached.median:.2f}"
     else:
         bound = f"{sign} {target.bound:,g} {unit}".rstrip()

@@ -17,7 +17,22 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, NoReturn
 
-__all__ = ["BACKLOG", "CHUNK", "HANDLED", "HOST", "RECEIVE", "STREAM", "enlarge", "need", "part", "ready", "refuse"]
+__all__ = [
+    "BACKLOG",
+    "CHUNK",
+    "HANDLED",
+    "HOST",
+    "RECEIVE",
+    "STREAM",
+    "context",
+    "enlarge",
+    "need",
+    "opened_by",
+    "part",
+    "plain",
+    "ready",
+    "refuse",
+]
 
 HOST = "127.0.0.1"
 BACKLOG = 1024  # everybody's, so that the length of the queue (socketserver: 5) does not decide
@@ -40,6 +55,40 @@ def part(module: Any, name: str) -> Any:
     if not hasattr(module, name):
         refuse(f"not there yet ({module.__name__} has no {name})")
     return getattr(module, name)
+
+
+_OVER_TLS = ("tls", "handshakes")
+
+
+def plain(service: str) -> str:
+    """What a handler serves, however its connections are opened."""
+    return "echo" if service in (*_OVER_TLS, "proxy") else service
+
+
+def context(service: str, module: Any = None) -> Any:
+    """A server's `SSLContext` with our certificate, all else as `module` (`ssl`) has it; None for services without."""
+    if service not in _OVER_TLS:
+        return None
+    ssl = module or importlib.import_module("ssl")
+    made = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    made.load_cert_chain(_certificate())
+    return made
+
+
+def opened_by(portico: Any, service: str) -> dict[str, object]:
+    """Portico's settings for the same, and for who is announced by a proxy."""
+    if service in _OVER_TLS:
+        return {"tls": part(portico, "TLS")(_certificate())}
+    return {"proxy_protocol": "required", "proxy_trusted": ["127.0.0.0/8"]} if service == "proxy" else {}
+
+
+def _certificate() -> str:
+    from .encryption import CannotEncryptError, certificate
+
+    try:
+        return str(certificate())
+    except CannotEncryptError as error:
+        refuse(str(error))
 
 
 def enlarge(sock: Any) -> None:

@@ -8,6 +8,7 @@ __all__ = ["PEERS", "Peer", "named"]
 
 STREAMS = ("echo", "lines", "stream")
 HTTP = (*STREAMS, "http")
+TLS = ("tls", "handshakes")
 DATAGRAMS = ("datagrams", "ingest")
 
 
@@ -18,7 +19,8 @@ class Peer:
     name: str
     title: str
     services: tuple[str, ...] = STREAMS
-    """What it serves; "http" is `http.server`'s handler."""
+    """What it serves; "http" is `http.server`'s handler, "tls" and "handshakes" are echo over TLS: a connection that
+    stays, or one after the other. "proxy" is echo behind a proxy, which says who its client is."""
     program: tuple[str, ...] = ()
     """One in C: its command, but for the service."""
 
@@ -29,17 +31,21 @@ class Peer:
 
 PEERS = (
     Peer("c-epoll", "C, epoll (the limit)", program=("epoll_echo",)),
-    Peer("portico-green", "Portico green, asyncio's loop", HTTP),
-    Peer("portico-green-uvloop", "Portico green, uvloop", HTTP),
-    Peer("portico-async", "Portico async, asyncio's loop"),
-    Peer("portico-async-uvloop", "Portico async, uvloop"),
-    Peer("portico-threads", "Portico ThreadingTCPServer", HTTP),
-    Peer("socketserver", "socketserver.ThreadingTCPServer", HTTP),
-    Peer("asyncio-streams", "asyncio streams"),
-    Peer("asyncio-protocol", "asyncio Protocol"),
-    Peer("uvloop-streams", "uvloop streams"),
-    Peer("uvloop-protocol", "uvloop Protocol"),
-    Peer("gevent", "gevent StreamServer"),
+    Peer("c-openssl", "C, OpenSSL over epoll (the limit)", TLS, ("tls_echo",)),
+    Peer("portico-green", "Portico green, asyncio's loop", (*HTTP, *TLS, "proxy")),
+    Peer("portico-green-uvloop", "Portico green, uvloop", (*HTTP, *TLS, "proxy")),
+    Peer("portico-async", "Portico async, asyncio's loop", (*STREAMS, *TLS, "proxy")),
+    Peer("portico-async-uvloop", "Portico async, uvloop", (*STREAMS, *TLS, "proxy")),
+    Peer("portico-async-streams", "Portico async streams, asyncio", TLS),
+    Peer("portico-async-streams-uvloop", "Portico async streams, uvloop", TLS),
+    Peer("portico-threads", "Portico ThreadingTCPServer", (*HTTP, *TLS, "proxy")),
+    Peer("portico-plain", "Portico TCPServer, one at a time", ("handshakes",)),
+    Peer("socketserver", "socketserver.ThreadingTCPServer", (*HTTP, *TLS)),
+    Peer("asyncio-streams", "asyncio streams", (*STREAMS, *TLS)),
+    Peer("asyncio-protocol", "asyncio Protocol", (*STREAMS, *TLS)),
+    Peer("uvloop-streams", "uvloop streams", (*STREAMS, *TLS)),
+    Peer("uvloop-protocol", "uvloop Protocol", (*STREAMS, *TLS)),
+    Peer("gevent", "gevent StreamServer", (*STREAMS, *TLS)),
     Peer("trio", "trio"),
     Peer("twisted", "Twisted"),
     Peer("tornado", "Tornado"),

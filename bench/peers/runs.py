@@ -12,11 +12,11 @@ import time
 from collections.abc import Iterable
 
 from .. import processes
-from . import build, machine, roster
+from . import build, encryption, machine, roster
 from .cases import Case, Plan, Sample
 from .results import Result
 
-__all__ = ["Unable", "check", "measure"]
+__all__ = ["Unable", "check", "lacking", "measure", "sample"]
 
 _LIMIT = 60.0  # seconds over what the load is asked to take: it opens connections, and waits for the last answers
 
@@ -27,7 +27,8 @@ class Unable(Exception):
 
 def server_command(peer: str, service: str) -> list[str]:
     if program := roster.named(peer).program:
-        return [str(build.FOLDER / program[0]), *program[1:], service]
+        further = [str(encryption.certificate())] if service in roster.TLS else []
+        return [str(build.FOLDER / program[0]), *program[1:], service, *further]
     return python_command(peer, service)
 
 
@@ -51,6 +52,16 @@ def check(names: Iterable[str]) -> dict[str, str]:
         except (processes.NotServing, subprocess.SubprocessError, OSError) as error:
             unable[name] = str(error)
     return unable
+
+
+def lacking(case: Case) -> str | None:
+    """Why a case cannot be measured here by anybody, if so."""
+    try:
+        if case.program == "tls_load":
+            encryption.ready()
+    except encryption.CannotEncryptError as error:
+        return str(error)
+    return None
 
 
 def sample(case: Case, peer: str, plan: Plan, cores: machine.Cores) -> Sample:

@@ -1,8 +1,9 @@
 """The serving process, a program of its own: `python -m bench.peers.serve PEER SERVICE`.
 
-SERVICE is echo, lines, stream or http; to servers of datagrams it is datagrams, which are sent back, or ingest, whose
-handlers only count. Prints its port when it serves, or `no: ` and why it does not; on SIGTERM its processor seconds,
-its memory (KiB) and how much it counted, as one line of JSON. Loads only the module that the peer needs.
+SERVICE is echo, lines, stream or http; tls and handshakes are echo over TLS, proxy is echo behind a proxy; to servers
+of datagrams it is datagrams, which are sent back, or ingest, whose handlers only count. Prints its port when it serves,
+or `no: ` and why it does not; on SIGTERM its processor seconds, its memory (KiB) and how much it counted, as one line
+of JSON. Loads only the module that the peer needs.
 """
 
 from __future__ import annotations
@@ -16,10 +17,13 @@ __all__ = ["ENTRIES", "main"]
 ENTRIES: dict[str, tuple[str, ...]] = {
     "socketserver": ("standard", "threads"),
     "portico-threads": ("standard", "portico_threads"),
+    "portico-plain": ("standard", "one_at_a_time"),
     "portico-green": ("standard", "green", "asyncio"),
     "portico-green-uvloop": ("standard", "green", "uvloop"),
     "portico-async": ("coroutines", "serve", "asyncio"),
     "portico-async-uvloop": ("coroutines", "serve", "uvloop"),
+    "portico-async-streams": ("coroutines", "serve_streams", "asyncio"),
+    "portico-async-streams-uvloop": ("coroutines", "serve_streams", "uvloop"),
     "asyncio-streams": ("loops", "streams", "asyncio"),
     "asyncio-protocol": ("loops", "protocol", "asyncio"),
     "uvloop-streams": ("loops", "streams", "uvloop"),

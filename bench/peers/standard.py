@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from .process import BACKLOG, CHUNK, HOST, RECEIVE, STREAM, need, part, ready
+from .process import BACKLOG, CHUNK, HOST, RECEIVE, STREAM, context, need, opened_by, part, plain, ready
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-__all__ = ["green", "portico_threads", "threads"]
+__all__ = ["green", "one_at_a_time", "portico_threads", "threads"]
 
 _PAGE = b"Hello from a handler.\n"
 
@@ -41,7 +41,7 @@ def handler(module: Any, service: str) -> Any:
             except OSError:
                 return  # the neighbour has had enough
 
-    return {"echo": Echo, "lines": Lines, "stream": Stream}[service]
+    return {"echo": Echo, "lines": Lines, "stream": Stream}[plain(service)]
 
 
 def page() -> Any:
@@ -74,7 +74,7 @@ def threads(service: str) -> None:
     else:
         import socketserver
 
-        _serve(socketserver.ThreadingTCPServer, handler(socketserver, service))
+        _serve(_over_wrapped(socketserver.ThreadingTCPServer, service), handler(socketserver, service))
 
 
 def portico_threads(service: str) -> None:
@@ -84,7 +84,14 @@ def portico_threads(service: str) -> None:
     if service == "http":
         _serve(_over_http_server(portico.ThreadingMixIn), page())
     else:
-        _serve(portico.ThreadingTCPServer, handler(portico, service))
+        _serve(portico.ThreadingTCPServer, handler(portico, service), **opened_by(portico, service))
+
+
+def one_at_a_time(service: str) -> None:
+    """Portico's, without a thread: requests wait for each other, but not for another's handshake."""
+    import portico
+
+    _serve(portico.TCPServer, handler(portico, service), **opened_by(portico, service))
 
 
 def green(service: str, event_loop: str) -> None:
@@ -95,7 +102,8 @@ def green(service: str, event_loop: str) -> None:
     if service == "http":
         _serve(_over_http_server(part(portico, "GreenMixIn")), page(), event_loop=event_loop)
     else:
-        _serve(part(portico, "GreenTCPServer"), handler(portico, service), event_loop=event_loop)
+        settings = opened_by(portico, service)
+        _serve(part(portico, "GreenTCPServer"), handler(portico, service), event_loop=event_loop, **settings)
 
 
 def _over_http_server(mix_in: Any) -> Any:
@@ -103,6 +111,20 @@ def _over_http_server(mix_in: Any) -> Any:
 
     class Server(mix_in, http.server.HTTPServer):  # type: ignore[misc]
         pass
+
+    return Server
+
+
+def _over_wrapped(base: Any, service: str) -> Any:
+    """With a listener that is wrapped in TLS, as programs do it: there is no other way in `socketserver`."""
+    encrypted = context(service)
+    if encrypted is None:
+        return base
+
+    class Server(base):  # type: ignore[misc]
+        def server_activate(self) -> None:
+            super().server_activate()
+            self.socket: Any = encrypted.wrap_socket(self.socket, server_side=True)
 
     return Server
 
