@@ -75,6 +75,16 @@ def test_a_stream_handler_has_asyncios_streams(server: Callable[..., Any]) -> No
         assert ask(serving, b"one\ntwo\n") == b"ONE\nTWO\n"
 
 
+def test_streams_send_at_once_on_either_loop(server: Callable[..., Any]) -> None:
+    class Tell(portico.AsyncStreamRequestHandler):
+        async def handle(self) -> None:
+            sock = self.wfile.get_extra_info("socket")
+            self.wfile.write(b"%d" % sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+
+    with server(Tell).background() as serving:
+        assert ask(serving, b"") == b"1"
+
+
 def test_the_request_of_a_base_handler_is_a_socket_to_await(server: Callable[..., Any]) -> None:
     data = bytes(range(256)) * 20_000
     with server(Echo).background() as serving, connected(serving) as client:

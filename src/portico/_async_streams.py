@@ -52,7 +52,9 @@ async def open_streams(
     """
     loop = asyncio.get_running_loop()
     connection, request.connection = request.connection, None
-    plain = StreamSocket(int(request.family), int(request.type), request.proto, request.detach())
+    # By name: asyncio has TCP_NODELAY, as uvloop does in any case, only if TCP is named, which accept() does not.
+    proto = socket.IPPROTO_TCP if request.family in (socket.AF_INET, socket.AF_INET6) else request.proto
+    plain = StreamSocket(int(request.family), int(request.type), proto, request.detach())
     if connection is not None:
         connection.follow(plain)
         reader.tally = connection.tally
