@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from examples.say import say
+from examples.shout import Shout
+
+import portico
 
 from .commands import ROOT, environment, running
 from .waiting import until
+
+if TYPE_CHECKING:
+    from .certificates import Authority
 
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -50,14 +59,49 @@ def test_examples_are_short(path: Path) -> None:
     assert len(path.read_text().splitlines()) <= 60
 
 
-def test_the_served_examples_answer_over_tcp_udp_and_unix() -> None:
+@pytest.mark.parametrize("openssl", ["there", "missing"])
+def test_the_served_examples_answer_over_tcp_udp_unix_and_tls(monkeypatch: pytest.MonkeyPatch, openssl: str) -> None:
+    kinds = ["tcp", "udp", "tls", "unix"]
+    if openssl == "missing":
+        monkeypatch.setenv("PATH", "/nonexistent")
+    if shutil.which("openssl") is None:
+        kinds.remove("tls")
     command = [sys.executable, "-m", "examples.everything", "0"]
     with running(command, ready="unix /") as (process, lines):
-        clients = [match[1].split() for line in lines if (match := re.search(r"examples\.say (.*) hello", line))]
-        assert [kind for kind, _ in clients] == ["tcp", "udp", "unix"]
-        assert [say(kind, where, "hello") for kind, where in clients] == ["HELLO"] * 3
+        clients = [match[1].split() for line in lines if (match := re.search(r"examples\.say (.*)", line))]
+        assert [kind for kind, *_ in clients] == kinds
+        assert [say(*words) for words in clients] == ["HELLO"] * len(kinds)
         process.send_signal(signal.SIGINT)
         assert process.wait(10) == 0
+
+
+def test_a_lockbox_opens_for_whom_a_certificate_names(authority: Authority, tmp_path: Path) -> None:
+    certificate, key = authority.pair("localhost", "127.0.0.1")
+    people = [str(joined(tmp_path / f"{name}.pem", authority.client(name))) for name in ("ann", "bob")]
+    options = ["--tls-cert", str(certificate), "--tls-key", str(key), "--tls-client-ca", str(authority.ca_file)]
+    addresses = ["tls://127.0.0.1:0", f"unix:{tmp_path}/a.sock"]
+    command = [sys.executable, "-m", "portico", "serve", "examples.lockbox:Lockbox", *addresses, *options]
+    with running(command, ready="^limits") as (_, lines):
+        box = partial(say, "tls", lines[0].rpartition("/")[2], authority=str(authority.ca_file))
+        assert box("hello", certificate=people[0]) == "Hello, ann: put SOMETHING, or get"
+        assert box("put a rose", certificate=people[0]) == "Kept for ann."
+        assert box("get", certificate=people[1]) == "Your box is empty."
+        assert box("get", certificate=people[0]) == "a rose"
+        assert say("unix", f"{tmp_path}/a.sock", "put a thorn") == f"Kept for user {os.getuid()}."
+
+
+def test_a_lockbox_does_without_certificates() -> None:
+    port = free_port()
+    code = Path(EXAMPLES[0].parent / "lockbox.py").read_text().replace("9999", str(port))
+    with running([sys.executable, "-c", f"print('begun', flush=True)\n{code}"], ready="begun"):
+        assert until(lambda: serves(port, Path("/nonexistent")))
+        assert say("tcp", f"127.0.0.1:{port}", "put a rose") == "Kept for 127.0.0.1."
+
+
+def joined(target: Path, pair: tuple[Path, Path]) -> Path:
+    """Certificate and key in one file."""
+    target.write_bytes(b"".join(path.read_bytes() for path in pair))
+    return target
 
 
 def test_whoami_knows_its_client(tmp_path: Path) -> None:
@@ -90,9 +134,32 @@ def test_the_test_double_works() -> None:
     assert result.stdout == "the client understands OK\n"
 
 
+def certificates(authority: Authority, folder: Path) -> None:
+    """The files that the docs speak of."""
+    shutil.copy(authority.ca_file, folder / "ca.pem")
+    for source, name in zip(authority.pair("localhost", "127.0.0.1"), ("cert.pem", "key.pem"), strict=True):
+        shutil.copy(source, folder / name)
+    joined(folder / "b.pem", authority.pair("b.example"))
+    joined(folder / "client.pem", authority.client("ann"))
+
+
+def test_the_command_in_the_docs_makes_a_certificate(tmp_path: Path) -> None:
+    if shutil.which("openssl") is None:
+        pytest.skip("there is no openssl")
+    (command,) = re.findall(r"^    (openssl req .*?ca\.pem)$", (ROOT / "docs" / "tls.md").read_text(), re.M | re.S)
+    subprocess.run(command, shell=True, cwd=tmp_path, capture_output=True, check=True)
+    tls = portico.TLS(tmp_path / "cert.pem", tmp_path / "key.pem")
+    with portico.ThreadingTCPServer(("127.0.0.1", 0), Shout, tls=tls).background() as server:
+        for name in ("localhost", "127.0.0.1"):
+            where = f"{name}:{server.server_address[1]}"
+            assert say("tls", where, "hello", str(tmp_path / "ca.pem")) == "HELLO"
+
+
 @pytest.mark.parametrize("code", [code for _, code in BLOCKS], ids=[name for name, _ in BLOCKS])
-def test_code_in_the_docs_runs(code: str, tmp_path: Path) -> None:
+def test_code_in_the_docs_runs(code: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     """A block that serves for ever has to come to serve; any other has to come to its end."""
+    if ".pem" in code:
+        certificates(request.getfixturevalue("authority"), tmp_path)
     port, path = free_port(), tmp_path / "app.sock"
     code = code.replace("9999", str(port)).replace("/run/app.sock", str(path))
     command = [sys.executable, "-W", "error", "-c", code]
