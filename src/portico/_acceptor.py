@@ -96,6 +96,8 @@ class Acceptor:
             return None
         if self._resume_at is not None and self._clock() >= self._resume_at:
             self._resume_at = None
+        lobby = server._portico_lobby
+        look = None if lobby is None else lobby.look()  # before all else: it may start what is to be seen to end
         held: float | None = None  # asked anew each turn: a limit may be lifted while it is waited for
         try:
             wanted = self._resume_at is None and (not self._gated or server.ready_to_accept())
@@ -117,11 +119,10 @@ class Acceptor:
             if not wanted:  # what has ended meanwhile, and made room, will not wake the loop
                 return 0.0
         interval: float | None = self._poll_interval if server._portico_ticks else None
+        if look is not None:
+            interval = look if interval is None else min(look, interval)
         if server._portico_look is not None:
             look = server._portico_look()
-            interval = look if interval is None or (look is not None and look < interval) else interval
-        if server._portico_lobby is not None:
-            look = server._portico_lobby.look()
             interval = look if interval is None or (look is not None and look < interval) else interval
         if held is not None and held != _FOR_EVER:
             interval = held if interval is None else min(held, interval)

@@ -58,7 +58,7 @@ class AccessLog:
         if who is not None:
             facts |= {"client_pid": who.pid, "client_uid": who.uid}
         if connection.reason in _REFUSALS:
-            facts["refused"] = _REFUSALS[connection.reason]
+            facts["refused"] = connection.refusal or _REFUSALS[connection.reason]
         _LOGGER.info("%s", self._render(facts))
 
     def refused(self, reason: str, request: Any, client_address: Any) -> None:

@@ -38,6 +38,8 @@ class Connection:
 
     reason: EndReason | None = None
     """Why it has ended, or is about to."""
+    refusal: str | None = None
+    """The setting that keeps its client out, where that was known only after it was let in."""
     runner: Any = None
     """What runs its handler: a thread, a green thread, a task, a process id; None if that is the server's loop."""
     client: Any = None
@@ -47,6 +49,8 @@ class Connection:
     proxy: Any = None
     """The PROXY header that has announced its client."""
     _connected: Any = None
+    preamble = 0
+    """Bytes of that header, if the kernel counts them among the client's."""
     tls: Any = None
     """What its TLS has agreed on (`client.TLSInfo`), once somebody has asked."""
     credentials: Any = None
@@ -144,6 +148,8 @@ class Connection:
 
     def announce(self, header: Any, *, unmap: bool) -> None:
         """A trusted proxy says who its client is; or, with None or a header without one, that it is its own."""
+        if header is not None and self.tally is None:
+            self.preamble = header.length
         if header is None or header.source is None:
             return
         self.proxy, self._connected = header, self.client_address
@@ -232,7 +238,7 @@ class Connection:
         if known is None:
             return False
         if not known.received or not known.sent:  # what was never said counts as said when the connection began
-            return not known.received
+            return known.received <= self.preamble
         if known.heard > known.said:
             return False
         if self.tally is not None:

@@ -166,7 +166,7 @@ class Entry:
         """Ask and let in, in one step: others may do the same at this moment, each in a `handle_request` of its own."""
         later = opening is not None and opening.expects_header and opening.believed  # then a proxy comes here
         client: Any = UNANNOUNCED if later else _client(request, client_address)
-        users = None if later else self._refusal_of_user(request, client_address)
+        users = self._refusal_of_user(request, client_address)  # of a proxy, too: whom it announces has no user here
         with self._lock:
             admission, now = self.admission, monotonic()
             reason = users if admission is None else users or admission.refusal(client, len(self._live), now)
@@ -207,19 +207,21 @@ class Entry:
         if connection.client is not UNANNOUNCED:
             return True
         client_address = connection.client_address
-        client, users = _client(request, client_address), None
-        if connection.proxy is None:  # the proxy speaks for itself, or there is none
-            users = self._refusal_of_user(request, client_address)
+        client = _client(request, client_address)
         with self._lock:
             admission, now = self.admission, monotonic()
-            reason = users if admission is None else users or admission.refusal_of_client(client, now)
+            reason = None if admission is None else admission.refusal_of_client(client, now)
             if reason is None or server.limits_dry_run:
                 connection.client = client
                 if admission is not None:
                     admission.announced(client, now)
-        if reason is not None:
-            self.refuse(server, reason, client_address)
-        return reason is None or bool(server.limits_dry_run)
+        if reason is None:
+            return True
+        self.refuse(server, reason, client_address)
+        if not server.limits_dry_run:
+            connection.refusal = reason
+            self.say_last_word(server, request, client_address, reason)
+        return bool(server.limits_dry_run)
 
     def _admitted(self, server: Any, request: Any, client_address: Any) -> bool:
         admission = self.admission

@@ -7,6 +7,7 @@ before the beginning is called; where the steps are taken is said by the way to 
 
 from __future__ import annotations
 
+import select
 import socket
 import sys
 from collections import OrderedDict
@@ -33,6 +34,9 @@ _recv: Final = socket.SocketType.recv
 _PEEK: Final = int(socket.MSG_PEEK) | DONT_WAIT
 # So long a beginning can be a PROXY header's, or a client's own words.
 _SIGNATURE: Final = 12
+# Seconds between two looks at such a one: the first, and the last, lest many of them keep their server busy.
+_PAUSE: Final = 0.005
+_PAUSE_MAX: Final = 0.08
 # Of the oldest connections that are being opened, so many are asked whether they have said anything.
 _ASKED: Final = 8
 
@@ -40,13 +44,15 @@ _ASKED: Final = 8
 class Undecided(BlockingIOError):
     """What has come may yet become a header, and must stay where it is: look again in `pause` seconds."""
 
-    pause: Final = 0.005
+    def __init__(self, pause: float) -> None:
+        super().__init__("undecided")
+        self.pause = pause
 
 
 class Opening:
     """What one connection has still to do, and until when."""
 
-    __slots__ = ("_taken", "believed", "deadline", "expects_header", "mark", "optional")
+    __slots__ = ("_pause", "_taken", "believed", "deadline", "expects_header", "mark", "optional")
 
     def __init__(self, deadline: float, *, expects_header: bool, optional: bool, believed: bool) -> None:
         self.deadline = deadline
@@ -58,6 +64,7 @@ class Opening:
         self.mark: int | None = None
         """Where a child says that it is done, if one does it."""
         self._taken = b""
+        self._pause = _PAUSE
 
     @property
     def left(self) -> float:
@@ -91,7 +98,12 @@ class Opening:
                 _recv(sock, header.length - len(self._taken), DONT_WAIT)
                 return header
             if self.optional and len(data) < _SIGNATURE and not data.startswith(b"PROXY "):
-                raise Undecided
+                if not _has_ended(sock):
+                    self._pause, pause = min(2 * self._pause, _PAUSE_MAX), self._pause
+                    raise Undecided(pause)
+                if len(_recv(sock, proxy_protocol.MAX_V2, _PEEK)) == len(seen):  # looked at after the end was seen
+                    return None
+                continue
             _recv(sock, len(seen), DONT_WAIT)
             self._taken = data
 
@@ -101,6 +113,7 @@ class Openings:
 
     def __init__(self, server: Any) -> None:
         self._live: OrderedDict[int, Connection] = OrderedDict()
+        self._timeout: float = server.handshake_timeout
         self.refresh(server)
 
     def __len__(self) -> int:
@@ -111,10 +124,14 @@ class Openings:
 
     def refresh(self, server: Any) -> None:
         """Read the settings anew."""
-        trusted = server.proxy_trusted
+        trusted, before = server.proxy_trusted, self._timeout
         self._mode: str = server.proxy_protocol
         self._trusted = None if trusted is None else Trusted(trusted)
-        self._timeout: float = server.handshake_timeout
+        self._timeout = server.handshake_timeout
+        for connection in self if self._timeout != before else ():
+            opening = connection.opening
+            if opening is not None:  # so that their time runs out in the order in which they have come
+                opening.deadline += self._timeout - before
         self._most: int | None = server.max_handshakes
 
     def refusal(self, server: Any, client_address: Any) -> str | None:
@@ -161,6 +178,15 @@ class Openings:
                 connection.cut(EndReason.HANDSHAKE_TIMEOUT)
                 return True
         return False
+
+
+def _has_ended(sock: Any) -> bool:
+    """Whether the peer says nothing more than what has come; False where a system does not tell."""
+    if not hasattr(select, "POLLRDHUP"):
+        return False
+    asked = select.poll()
+    asked.register(sock, select.POLLRDHUP)
+    return bool(asked.poll(0))
 
 
 def is_wanted(error: BaseException) -> int | None:

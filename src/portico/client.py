@@ -113,8 +113,9 @@ def _credentials(connection: Connection | None, request: Any) -> Credentials | N
     if connection is not None and connection.credentials is not None:
         known: Credentials = connection.credentials
         return known
+    carrier = None if connection is None else connection.current_socket()  # of streams, which have taken it over
     try:
-        found = _sockets.peer_credentials(request)
+        found = _sockets.peer_credentials(request if carrier is None else carrier)
     except Exception:  # no Unix socket, closed already, a system without credentials
         return None
     if connection is not None:
