@@ -17,10 +17,14 @@ from portico import logs
 from portico.lifecycle import (
     AcceptPaused,
     AcceptResumed,
+    CertificatesKept,
+    CertificatesReplaced,
+    EndReason,
     Event,
     ForkedWithThreads,
     HookFailed,
     ListenerDied,
+    OpeningFailed,
     PeerLeft,
     RequestFailed,
 )
@@ -30,6 +34,15 @@ from .commands import ROOT, environment
 PEER = ("192.0.2.1", 80)
 RECORDS = {
     "DEBUG peer ('192.0.2.1', 80) left: BrokenPipeError()": PeerLeft(None, PEER, BrokenPipeError()),
+    "INFO ('192.0.2.1', 80) was not let in, handshake_failed: no hello": OpeningFailed(
+        None, PEER, OSError("no hello"), EndReason.HANDSHAKE_FAILED
+    ),
+    "INFO ('192.0.2.1', 80) was not let in, peer_left: ConnectionResetError()": OpeningFailed(
+        None, PEER, ConnectionResetError(), EndReason.PEER_LEFT
+    ),
+    "ERROR new certificates cannot be used, the old ones stay: no key": CertificatesKept(OSError("no key")),
+    "INFO new certificates are used from now on; the first of them ends in 29.5 days": CertificatesReplaced(29.5),
+    "INFO new certificates are used from now on": CertificatesReplaced(None),
     "ERROR request from ('192.0.2.1', 80) failed": RequestFailed(None, PEER, LookupError()),
     "ERROR service_actions raised an exception; the server goes on": HookFailed("service_actions", LookupError()),
     "WARNING cannot take requests: full; trying again, at first in 0.01 s": AcceptPaused(OSError("full"), 0.01),

@@ -58,12 +58,15 @@ class AsyncTLSSocket(AsyncSocket):
     async def secure(self, context: ssl.SSLContext, seconds: float, limit: int = _LIMIT) -> None:
         """Encrypt from here on, within so many seconds. `limit` is the longest line of `reader`, in bytes.
 
-        Raises `ssl.SSLError` or another `OSError`; `ConnectionAbortedError` if it takes too long (asyncio's word).
+        Raises `ssl.SSLError`, `TimeoutError` or another `OSError`.
         """
         reader = CountedReader(limit=limit, loop=asyncio.get_running_loop())
         self._protocol = TLSProtocol(reader, ragged=self.suppress_ragged_eofs)
         self.reader = reader
-        self.writer = await open_streams(self, reader, self._protocol, tls=context, seconds=seconds)
+        try:
+            self.writer = await open_streams(self, reader, self._protocol, tls=context, seconds=seconds)
+        except ConnectionAbortedError as error:
+            raise _too_late(error) from error
         self.secured = True
 
     async def restart(
@@ -84,8 +87,10 @@ class AsyncTLSSocket(AsyncSocket):
             transport: Any = await loop.start_tls(
                 writer.transport, self._protocol, context, server_side=True, **options
             )
-        except BaseException:
+        except BaseException as error:
             plain.connection_lost(None)  # nobody else will tell it
+            if isinstance(error, ConnectionAbortedError):
+                raise _too_late(error) from error
             raise
         self._protocol.connection_made(transport)
         writer.go_on(transport, self._protocol)
@@ -198,6 +203,11 @@ class AsyncTLSSocket(AsyncSocket):
                 await self.writer.wait_closed()
         except (OSError, TimeoutError):  # the peer has gone
             self.writer.transport.abort()
+
+
+def _too_late(error: ConnectionAbortedError) -> TimeoutError:
+    """asyncio's word for a handshake that takes too long would say that the peer has left."""
+    return TimeoutError(str(error))
 
 
 def _without(flags: int) -> None:

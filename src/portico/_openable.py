@@ -301,6 +301,10 @@ class Openable(Managed):
         """Whether a connection that had to be opened is not yet."""
         return connection.opening is not None
 
+    def _portico_has_heard(self, connection: Connection) -> bool:
+        """Whether whoever opens it has seen its client say anything."""
+        return connection.opening is not None and connection.opening.heard
+
     def _portico_look_at_openings(self) -> None:
         """Notice those that are open, where nothing tells by itself."""
 

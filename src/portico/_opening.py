@@ -52,7 +52,7 @@ class Undecided(BlockingIOError):
 class Opening:
     """What one connection has still to do, and until when."""
 
-    __slots__ = ("_pause", "_taken", "believed", "deadline", "expects_header", "mark", "optional")
+    __slots__ = ("_pause", "_taken", "believed", "deadline", "expects_header", "heard", "mark", "optional")
 
     def __init__(self, deadline: float, *, expects_header: bool, optional: bool, believed: bool) -> None:
         self.deadline = deadline
@@ -61,6 +61,8 @@ class Opening:
         self.optional = optional
         self.believed = believed
         """Whether whoever has connected may announce others."""
+        self.heard = False
+        """Whether anything that it has said was seen: of Unix sockets the kernel does not tell."""
         self.mark: int | None = None
         """Where a child says that it is done, if one does it."""
         self._taken = b""
@@ -78,6 +80,7 @@ class Opening:
         """
         if not _recv(sock, 1, _PEEK):
             raise ConnectionResetError("the peer has left without a word")
+        self.heard = True
 
     def take_header(self, sock: Any) -> ProxyHeader | None:
         """Read the header, not a byte more; None if there is none and need not be. Never waits.
@@ -86,6 +89,7 @@ class Opening:
         """
         while True:
             seen: bytes = _recv(sock, proxy_protocol.MAX_V2, _PEEK)
+            self.heard = self.heard or bool(seen)
             data = self._taken + seen
             if self.optional and (not proxy_protocol.may_begin(data) or not (seen or data)):
                 return None
@@ -140,7 +144,7 @@ class Openings:
             return "proxy_trusted"
         if self._most is not None and len(self._live) >= self._most:
             server._portico_look_at_openings()
-            if len(self._live) >= self._most and not self._make_room():
+            if len(self._live) >= self._most and not self._make_room(server):
                 return "max_handshakes"
         return None
 
@@ -169,11 +173,11 @@ class Openings:
         """The same, where something of it is still needed."""
         self._live.pop(connection.id, None)
 
-    def _make_room(self) -> bool:
+    def _make_room(self, server: Any) -> bool:
         """Cut the oldest one that has said nothing, if there is one."""
         for connection in [connection for connection, _ in zip(self, range(_ASKED), strict=False)]:
             known = connection.measure()
-            if known is not None and not known.received:
+            if not (server._portico_has_heard(connection) or (known is not None and known.received)):
                 self._live.pop(connection.id, None)
                 connection.cut(EndReason.HANDSHAKE_TIMEOUT)
                 return True

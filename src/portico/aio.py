@@ -228,14 +228,17 @@ class AsyncMixIn(OnLoop):
         return connection.client_address
 
     async def _portico_await_async(self, step: Callable[[Any], Any], request: Any, opening: Opening) -> Any:
-        async with asyncio.timeout(opening.left):
-            while True:
-                try:
-                    return step(request)
-                except Undecided as error:
-                    await asyncio.sleep(error.pause)
-                except BlockingIOError:
-                    await request.readable()
+        try:
+            async with asyncio.timeout(opening.left):
+                while True:
+                    try:
+                        return step(request)
+                    except Undecided as error:
+                        await asyncio.sleep(error.pause)
+                    except BlockingIOError:
+                        await request.readable()
+        except TimeoutError:
+            raise TimeoutError("nothing, or not enough, came in time") from None  # asyncio's own has no words
 
     async def _portico_secure_async(self, request: Any, seconds: float, streams: Any = None) -> None:
         if not hasattr(request, "secure"):

@@ -79,7 +79,7 @@ def _rendered(event: Event) -> tuple[int, str, BaseException | None]:
     """An event's level, its message, and the exception whose traceback belongs to it."""
     match event:
         case OpeningFailed():
-            return _INFO, f"{_peer(event)} was not let in, {event.reason.value}: {event.error}", None
+            return _INFO, f"{_peer(event)} was not let in, {event.reason.value}: {_words(event.error)}", None
         case PeerLeft():
             return _DEBUG, f"peer {_peer(event)} left: {event.error!r}", None
         case RequestFailed():
@@ -157,6 +157,11 @@ def _whom(connection: Any) -> str:
 
 def _holder(event: LoopHeld) -> str:
     return "a green thread" if event.client_address is None else f"the handler of {event.client_address}"
+
+
+def _words(error: BaseException | None) -> str:
+    """What an exception says, and if that is nothing, as of many of asyncio's, what it is."""
+    return str(error) or repr(error)
 
 
 def _peer(event: RequestFailed) -> str:
