@@ -5,18 +5,20 @@
 
 from __future__ import annotations
 
+import argparse
 import re
 from pathlib import Path
 
 import pytest
 
 import portico
-from portico import settings
+from portico import _tls_options, errors, events, settings
 from portico._managed import Managed
 from portico._on_loop import OnLoop
 from portico._openable import Openable
 from portico._serving import Serving
 from portico._setting import SAME
+from portico.opening_settings import OPENING_SETTINGS
 
 from .test_house_rules import FLOORS
 
@@ -80,8 +82,28 @@ def test_the_udp_page_names_every_setting_of_datagrams() -> None:
     assert not [name for name in names if name not in text]
 
 
-if __name__ == "__main__":
-    (ROOT / "docs" / "settings.md").write_text(page())
+def test_the_pages_of_tls_and_identity_name_all_that_there_is() -> None:
+    tls, identity = ((ROOT / "docs" / f"{name}.md").read_text() for name in ("tls", "identity"))
+    command = argparse.ArgumentParser()
+    _tls_options.add(command)
+    options = [word for action in command._actions for word in action.option_strings if word.startswith("--tls")]
+    known = [*portico.TLS.__slots__, *portico.TLSInfo.__slots__, *_public(portico.PeerCertificate), *options]
+    assert not [name for name in known if name not in tls and not name.startswith("_")]
+    known = [*portico.Client.__slots__, *_public(portico.Client), *_public(portico.ProxyHeader)]
+    assert not [name for name in known if name not in identity and name not in ("local", "transport", "version")]
+    named = [setting.name for setting in OPENING_SETTINGS]
+    assert not [name for name in [*named, "allow_uids", "allow_gids"] if f"`{name}" not in tls + identity]
+
+
+def _public(kind: type) -> list[str]:
+    return [name for name, value in vars(kind).items() if isinstance(value, property)]
+
+
+def test_the_page_of_errors_names_every_event_and_every_error() -> None:
+    text = (ROOT / "docs" / "errors.md").read_text()
+    names = [name for name in events.__all__ if name not in ("Event", "EndReason")]
+    names += [name for name in errors.__all__ if isinstance(getattr(errors, name), type) and name != "Outcome"]
+    assert not [name for name in names if f"`{name}`" not in text and name != "PorticoError"]
 
 
 def test_the_readmes_figures_are_those_that_were_measured() -> None:
@@ -91,3 +113,7 @@ def test_the_readmes_figures_are_those_that_were_measured() -> None:
     rows = re.findall(r"^\| .* \| ([\d.,]+)[ \w/]* \| ([\d.,]+)[ \w/]* \|$", readme, re.MULTILINE)
     assert len(rows) == 5
     assert not [figure for row in rows for figure in row if not re.search(rf"(?<![\d.,]){figure}(?![\d.,])", measured)]
+
+
+if __name__ == "__main__":
+    (ROOT / "docs" / "settings.md").write_text(page())
