@@ -294,6 +294,20 @@ def test_who_is_silent_makes_room_for_others(
                 client.close()
 
 
+@pytest.mark.parametrize("address", ["tls://127.0.0.1:0", "tcp://127.0.0.1:0"])
+def test_who_is_turned_away_has_an_answer_only_where_plain_text_is_expected(
+    folder: Path, authority: Authority, pair: tuple[Path, Path], address: str
+) -> None:
+    values = ["--set", "max_connections=1", "--set", "overload=busy"]
+    starts = ["--set", "starttls=true"] if address.startswith("tcp") else []
+    command = serving(folder, address, *given(pair), *values, *starts, handler="Starts")
+    with command as served, served.connect(None if starts else authority.trust()) as first:
+        asked(first)
+        with served.connect() as second:
+            second.settimeout(10)
+            assert second.recv(100) == (b"busy" if starts else b"")
+
+
 # -- what cannot be
 
 

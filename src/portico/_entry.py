@@ -264,7 +264,8 @@ class Entry:
         try:
             if callable(answer):
                 answer = answer(client_address, reason)
-            if isinstance(answer, bytes):
+            # Who expects TLS would take plain text for a broken handshake.
+            if isinstance(answer, bytes) and (server._portico_keyring is None or server.starttls):
                 request = (None, server.socket) if server._portico_has_sessions else request
                 _last_word(request, client_address, answer)
         except OSError:  # it has left, or has said nothing
