@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import ssl
 from io import BufferedIOBase
 from typing import assert_type
 
@@ -90,6 +91,36 @@ class Threaded(portico.ThreadingMixIn, portico.UDPServer):
         super().process_request(request, client_address)
 
 
+class Encrypted(portico.ThreadingTCPServer):
+    tls = portico.TLS("cert.pem", "key.pem", sni={"b.example": ("b.pem", None)}, alpn=["h2"], client_ca="ca.pem")
+    starttls = True
+    max_handshakes = 100
+    proxy_protocol = "required"
+    proxy_trusted = "10.0.0.0/8", "unix"
+    allow_uids = "www-data"
+
+
+class Starts(portico.StreamRequestHandler[Encrypted]):
+    def handle(self) -> None:
+        assert_type(self.client, portico.Client)
+        assert_type(self.client.names, tuple[str, ...])
+        assert_type(self.client.proxy, portico.ProxyHeader | None)
+        assert_type(self.client.credentials, portico.Credentials | None)
+        self.start_tls()
+        if self.tls is not None and self.tls.peer is not None:
+            assert_type(self.tls, portico.TLSInfo)
+            assert_type(self.tls.peer, portico.PeerCertificate)
+            assert_type(self.tls.truncated, bool | None)
+            self.wfile.write(f"{self.tls.version} {self.tls.alpn} {self.tls.peer.fingerprint}".encode())
+
+
+class StartsAsync(portico.AsyncStreamRequestHandler[Async]):
+    async def handle(self) -> None:
+        await self.start_tls()
+        assert_type(self.tls, portico.TLSInfo | None)
+        assert_type(self.client, portico.Client)
+
+
 class Picky(portico.UDPServer):
     def verify_request(self, request: tuple[bytes, socket.socket], client_address: object) -> bool:
         return request[0].startswith(b"!")
@@ -107,6 +138,10 @@ def main() -> None:
         assert_type(green, Green)
         asyncio.run(tasks.serve_async())
         portico.serve_together([tasks, green, Threaded(("", 0), Echo)])
+    with Encrypted(("127.0.0.1", 0), Starts, tls_watch=None) as encrypted:
+        assert_type(encrypted.reload_tls(portico.TLS("cert.pem")), bool)
+        assert_type(encrypted.stats().tls_expires_in, float | None)
+        Async(("127.0.0.1", 0), StartsAsync, tls=ssl.create_default_context())
     assert_type(portico.GreenTCPServer(("", 0), Plain).get_request()[0], socket.socket)
     for handler in (Loose, Passed):
         portico.AsyncTCPServer(("", 0), handler, event_loop="asyncio").handle_request()
