@@ -20,7 +20,6 @@ __all__ = ["PARTING", "Encrypted"]
 _Socket: Any = socket.SocketType
 PARTING: Final = 1.0
 """Seconds that a peer has to take our last word, the close_notify, if it has not taken what came before."""
-_AHEAD: Final = 1 << 18
 
 
 class Encrypted(ssl.SSLSocket):
@@ -49,6 +48,7 @@ class Encrypted(ssl.SSLSocket):
         """Whether nothing may be read from it just now; a file over it then shows what it has read ahead."""
         self.portico_server_name: str | None = None
         self._ahead = b""
+        """What has been read before it was wanted."""
 
     def begin(self, context: ssl.SSLContext) -> None:
         """Encrypt from here on. Nothing is sent before `do_handshake`."""
@@ -56,6 +56,8 @@ class Encrypted(ssl.SSLSocket):
         """Held for each single operation of OpenSSL, of which two must not meet; never while anything is waited for."""
         self._sending = threading.Lock()
         """Held while something is sent, since records must not be mixed up."""
+        self.failure = self.truncated = None  # of an earlier TLS, which has been unwrapped
+        self._ahead = b""
         self._context = context
         if self.family in (socket.AF_INET, socket.AF_INET6):
             # Else the first answer would wait 40 ms: it follows two tickets, each a small packet (RFC 896).
@@ -73,54 +75,56 @@ class Encrypted(ssl.SSLSocket):
 
     def recv(self, buflen: int = 1024, flags: int = 0) -> bytes:
         if self._sslobj is None or flags:
+            if self._ahead and self._sslobj is None and not flags:
+                return self._read_ahead(buflen, None)  # type: ignore[return-value]
             return super().recv(buflen, flags)
-        if self._ahead or self.truncated is not None:
-            return self._read_ahead(buflen, None)  # type: ignore[return-value]
-        try:
-            data: bytes = self._read(buflen, None)  # type: ignore[assignment]
-        except (OSError, ValueError) as error:
-            return self._read_failed(error, None)  # type: ignore[return-value]
-        if not data and buflen:
-            self.truncated = False
-        return data
+        return self.read(buflen)  # type: ignore[return-value]
 
     def recv_into(self, buffer: Any, nbytes: int | None = None, flags: int = 0) -> int:
         if self.held:
             raise BlockingIOError(errno.EAGAIN, "held")
         if self._sslobj is None or flags:
+            if self._ahead and self._sslobj is None and not flags:
+                return self._read_ahead(nbytes or memoryview(buffer).nbytes, buffer)  # type: ignore[return-value]
             return super().recv_into(buffer, nbytes or 0, flags)
-        return self.read(nbytes or memoryview(buffer).nbytes, buffer)  # type: ignore[return-value]
+        return self.read(nbytes or 0, buffer)  # type: ignore[return-value]
 
     def read(self, len: int = 1024, buffer: Any = None) -> bytes | int:  # type: ignore[override]  # noqa: A002
         """`ssl.SSLSocket.read`: at most so many bytes, or their number if they are read into a buffer."""
         if self._sslobj is None:
             raise ValueError("Read on closed or unwrapped SSL socket.")
-        if self._ahead or self.truncated is not None:
+        if buffer is not None:
+            room = memoryview(buffer).nbytes
+            len = len if 0 < len < room else room  # noqa: A001
+        elif len < 0:
+            raise ValueError("size should not be negative")
+        if not len:
+            return b"" if buffer is None else 0
+        if self.truncated is not None:
             return self._read_ahead(len, buffer)
         try:
             data: bytes | int = self._read(len, buffer)
-        except (OSError, ValueError) as error:
-            return self._read_failed(error, buffer)
-        if not data and len:
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            raise
+        except ssl.SSLZeroReturnError:
+            data = b"" if buffer is None else 0
+        except ssl.SSLEOFError:
+            self.truncated = True
+            if not self.suppress_ragged_eofs:
+                raise
+            return b"" if buffer is None else 0
+        except ssl.SSLError as error:
+            self.failure = error
+            raise
+        if not data:
             self.truncated = False
         return data
 
-    def _read_failed(self, error: OSError | ValueError, buffer: Any) -> bytes | int:
-        """An end, if that is what an error tells of; else the error, inside the `except` block."""
-        if isinstance(error, ssl.SSLZeroReturnError):
-            self.truncated = False
-        elif isinstance(error, ssl.SSLEOFError):
-            self.truncated = True
-            if not self.suppress_ragged_eofs:
-                raise error
-        else:
-            if isinstance(error, ssl.SSLError) and not isinstance(error, (ssl.SSLWantReadError, ssl.SSLWantWriteError)):
-                self.failure = error
-            raise error
-        return b"" if buffer is None else 0
-
     def _read(self, length: int, buffer: Any) -> bytes | int:
-        """Wait for something to be read. An end is nothing, or raises `ssl.SSLEOFError` if it is a truncated one."""
+        """Wait for something to be read. An end is nothing, or raises `ssl.SSLEOFError` if it is a truncated one.
+
+        What is `_ahead` comes first; that is looked for holding `_lock`, as another thread may have put it there.
+        """
         raise NotImplementedError
 
     def _read_ahead(self, length: int, buffer: Any) -> bytes | int:
@@ -152,8 +156,6 @@ class Encrypted(ssl.SSLSocket):
         `ssl.SSLSocket` says nothing to the peer, and forgets how to decrypt.
         """
         if self.secured and self._sslobj is not None and how != socket.SHUT_RD:
-            if how == socket.SHUT_WR:
-                self._look_ahead()
             try:
                 self._say_close()
             except (OSError, ValueError):  # the peer was first, or does not read
@@ -161,24 +163,11 @@ class Encrypted(ssl.SSLSocket):
         _Socket.shutdown(self, how)
 
     def _say_close(self) -> None:
-        """Send a close_notify, and wait for no answer; `PARTING` seconds at most for there to be room."""
-        raise NotImplementedError
+        """Send a close_notify, and wait for no answer; `PARTING` seconds at most for there to be room.
 
-    def _look_ahead(self) -> None:
-        """Read what has come. OpenSSL loses it when it is told to close: it looks for the peer's close_notify then."""
-        ahead = [self._ahead]
-        try:
-            while sum(map(len, ahead)) < _AHEAD and self.truncated is None:
-                with self._lock:
-                    data = self._sslobj.read(1 << 16)
-                if not data:
-                    self.truncated = False
-                ahead.append(data)
-        except ssl.SSLEOFError:
-            self.truncated = True
-        except (OSError, ValueError):  # nothing has come; or what has is of no use
-            pass
-        self._ahead = b"".join(ahead)
+        OpenSSL would look for the answer at once, and lose any data that it finds instead: it must not find any.
+        """
+        raise NotImplementedError
 
     def unwrap(self) -> Any:
         """End TLS on both sides, within the socket's timeout; then this socket goes on in plain text. Returns it."""
@@ -191,6 +180,23 @@ class Encrypted(ssl.SSLSocket):
 
     def _unwrap(self) -> None:
         raise NotImplementedError
+
+    # -- what `ssl` refuses, and plain text has
+
+    def dup(self) -> Any:
+        return super().dup() if self._sslobj is not None else super(ssl.SSLSocket, self).dup()
+
+    def recvmsg(self, *arguments: Any) -> Any:  # type: ignore[override]
+        return self._plain_call("recvmsg")(*arguments)
+
+    def recvmsg_into(self, *arguments: Any) -> Any:  # type: ignore[override]
+        return self._plain_call("recvmsg_into")(*arguments)
+
+    def sendmsg(self, *arguments: Any) -> int:  # type: ignore[override]
+        return int(self._plain_call("sendmsg")(*arguments))
+
+    def _plain_call(self, name: str) -> Any:
+        return getattr(super() if self._sslobj is not None else super(ssl.SSLSocket, self), name)
 
     # -- sending
 

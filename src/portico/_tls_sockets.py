@@ -15,7 +15,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
 from ._encrypted import PARTING, Encrypted, checked_timeout, closed
-from ._meters import Counting, MeteredSocket, kernel_counts_family
+from ._meters import CountedSocket, MeteredSocket, kernel_counts_family
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,9 +23,11 @@ if TYPE_CHECKING:
 __all__ = ["CountedTLSSocket", "TLSSocket", "tls_class"]
 
 _Socket: Any = socket.SocketType
-_recv: Final = _Socket.recv
 _RECORD: Final = 1 << 14
-_PEEK: Final = int(socket.MSG_PEEK)
+# Where the kernel encrypts: its level of options, the option to ask, the kind of message that names a record's type.
+_KERNEL_TLS: Final = 282
+_SENDS, _RECORD_TYPE = 1, 1
+_ALERT, _CLOSE_NOTIFY = b"\x15", b"\x01\x00"
 
 
 class TLSSocket(Encrypted, MeteredSocket):
@@ -40,6 +42,10 @@ class TLSSocket(Encrypted, MeteredSocket):
     def _encrypt(self, context: Any) -> None:
         self._patience: float | None = _Socket.gettimeout(self)
         _Socket.settimeout(self, 0.0)
+        self._left: bytes | None = None
+        """A record that OpenSSL has begun to send, and could not in time: to be sent before all else."""
+        self._may_repeat = False
+        """Whether whoever sent it may send it again, as nobody has told him that it is on its way."""
         self._sslobj = context._wrap_socket(self, True, None, owner=self, session=None)
 
     # -- modes, as its user sees them
@@ -75,17 +81,18 @@ class TLSSocket(Encrypted, MeteredSocket):
 
     # -- OpenSSL's operations, one at a time
 
-    def _do(self, call: Callable[..., Any], *arguments: Any, deadline: float | None) -> Any:
+    def _do(self, call: Callable[..., Any], *arguments: Any, deadline: float | None, patient: bool = False) -> Any:
+        """`patient`: wait for it even if the socket does not block for its user."""
         while True:
             try:
                 with self._lock:
                     return call(*arguments)
             except ssl.SSLWantReadError:
-                if self._patience == 0:
+                if self._patience == 0 and not patient:
                     raise
                 event = select.POLLIN
             except ssl.SSLWantWriteError:
-                if self._patience == 0:
+                if self._patience == 0 and not patient:
                     raise
                 event = select.POLLOUT
             self._wait(event, deadline)
@@ -103,78 +110,187 @@ class TLSSocket(Encrypted, MeteredSocket):
 
     def _read(self, length: int, buffer: Any) -> bytes | int:
         sslobj, deadline = self._sslobj, self._deadline()
-        if self._patience != 0 and length and not sslobj.pending():
+        if self._patience != 0 and not self._ahead and not sslobj.pending():
             self._wait(select.POLLIN, deadline)  # first: to try in vain costs an exception, and one more call
-        data: bytes | int
-        if buffer is None:
-            data = self._do(sslobj.read, length, deadline=deadline)
-        else:
-            data = self._do(sslobj.read, length, buffer, deadline=deadline)
-        return data
+        found: bytes | int = self._do(self._read_once, sslobj, length, buffer, deadline=deadline)
+        return found
+
+    def _read_once(self, sslobj: Any, length: int, buffer: Any) -> bytes | int:
+        if self._ahead:
+            return self._read_ahead(length, buffer)
+        return sslobj.read(length) if buffer is None else sslobj.read(length, buffer)  # type: ignore[no-any-return]
 
     def _do_handshake(self) -> None:
         self._do(self._sslobj.do_handshake, deadline=self._deadline())
 
     def _say_close(self) -> None:
+        deadline = monotonic() + PARTING
+        if not self._sending.acquire(timeout=PARTING):  # somebody sends, and the peer does not read
+            return
         try:
-            with self._lock:
-                self._sslobj.shutdown()
-        except ssl.SSLWantWriteError:
-            self._wait(select.POLLOUT, monotonic() + PARTING)
-            with self._lock:
-                self._sslobj.shutdown()
+            self._send_left(deadline, patient=True)
+            word = self._last_word()
+            while word:
+                try:
+                    word = word[_Socket.send(self, word) :]
+                except BlockingIOError:
+                    self._wait(select.POLLOUT, deadline)
+        finally:
+            self._sending.release()
+
+    def _last_word(self) -> bytes:
+        """A close_notify, encrypted; nothing if the kernel encrypts, and has been told to.
+
+        OpenSSL writes it into one end of a pair, from which nothing can be read, that takes the connection's place for
+        so long. Whoever waits there meanwhile wakes when the pair is closed, and whoever shuts it down is found out.
+        """
+        with self._lock:
+            sslobj, number = self._sslobj, self.fileno()
+            if sslobj is None or number < 0:
+                return b""
+            if self._kernel_encrypts():
+                _Socket.sendmsg(self, [_CLOSE_NOTIFY], [(_KERNEL_TLS, _RECORD_TYPE, _ALERT)])
+                return b""
+            while waiting := sslobj.pending():  # of a record that is read in part, the rest would be lost
+                self._ahead += sslobj.read(waiting)
+            near, far = socket.socketpair()
+            with near, far:
+                near.setblocking(False)
+                far.setblocking(False)
+                connection = os.dup(number)
+                try:
+                    os.dup2(near.fileno(), number, inheritable=False)
+                    try:
+                        sslobj.shutdown()
+                    except (ssl.SSLWantReadError, ssl.SSLEOFError):  # no answer from the pair
+                        pass
+                    finally:
+                        os.dup2(connection, number, inheritable=False)
+                finally:
+                    os.close(connection)
+                word, cut = _read_all(far)
+        if cut:
+            _Socket.shutdown(self, socket.SHUT_RDWR)
+        return word
+
+    def _kernel_encrypts(self) -> bool:
+        try:
+            return bool(_Socket.getsockopt(self, _KERNEL_TLS, _SENDS, 4))
+        except OSError:
+            return False
+
+    def _real_close(self, _ss: Any = None) -> None:
+        lock: Any = getattr(self, "_lock", None)  # its number must be its own when it is closed: see `_last_word`
+        locked = lock is not None and lock.acquire(timeout=PARTING)
+        try:
+            super()._real_close()
+        finally:
+            if locked:
+                lock.release()
 
     def _unwrap(self) -> None:
-        self._do(self._sslobj.shutdown, deadline=self._deadline())
+        deadline = self._deadline()
+        self._take_turn(deadline)
+        try:
+            self._send_left(deadline)
+            self._do(self._sslobj.shutdown, deadline=deadline)
+        finally:
+            self._sending.release()
         _Socket.settimeout(self, self._patience)
 
-    def _write(self, data: Any) -> int:
-        with self._sending:
-            sent: int = self._do(self._sslobj.write, data, deadline=self._deadline())
+    # -- sending
+
+    def _take_turn(self, deadline: float | None) -> None:
+        """Of those who send at once, one after the other. To be released."""
+        if self._sending.acquire(blocking=False):
+            return
+        if self._patience == 0:
+            raise ssl.SSLWantWriteError(ssl.SSL_ERROR_WANT_WRITE, "The operation did not complete (write)")
+        if not self._sending.acquire(timeout=-1 if deadline is None else max(0.0, deadline - monotonic())):
+            raise TimeoutError("timed out")
+
+    def _put(self, piece: Any, deadline: float | None, *, may_repeat: bool = False) -> int:
+        """Send no more than a record holds; returns how many bytes."""
+        try:
+            sent: int = self._do(self._sslobj.write, piece, deadline=deadline)
+        except BaseException:  # OpenSSL has encrypted it, and insists on sending it
+            self._left, self._may_repeat = bytes(piece), may_repeat
+            raise
         return sent
+
+    def _send_left(self, deadline: float | None, *, patient: bool = False) -> None:
+        if self._left:
+            self._do(self._sslobj.write, self._left, deadline=deadline, patient=patient)
+            self._left = None
+
+    def _write(self, data: Any) -> int:
+        """All of it, if the socket blocks without end, as others do, too; else a record.
+
+        After an error in between it may be called again for the same, as OpenSSL has it; or for anything else.
+        """
+        with memoryview(data) as view, view.cast("B") as whole, whole[:_RECORD] as piece:
+            if self._patience is None and len(whole):
+                self.sendall(whole)
+                return len(whole)
+            deadline = self._deadline()
+            self._take_turn(deadline)
+            try:
+                if self._left and not (self._may_repeat and piece[: len(self._left)] == self._left):
+                    self._send_left(deadline)
+                sent = self._put(piece, deadline, may_repeat=True)
+                self._left = None
+                return sent
+            finally:
+                self._sending.release()
 
     def sendall(self, data: Any, flags: int = 0) -> None:
         """All of it, by one deadline for the whole."""
         if self._sslobj is None or flags:
             super().sendall(data, flags)
             return
-        deadline, write = self._deadline(), self._sslobj.write
-        with self._sending:
-            if type(data) is bytes and data:
-                sent = self._do(write, data, deadline=deadline)
+        deadline = self._deadline()
+        self._take_turn(deadline)
+        try:
+            self._send_left(deadline)
+            if type(data) is bytes and 0 < len(data) <= _RECORD:
+                sent = self._put(data, deadline)
                 if sent == len(data):
                     return
                 data = memoryview(data)[sent:]
             with memoryview(data) as view, view.cast("B") as rest:
                 sent = 0
                 while sent < len(rest):
-                    sent += self._do(write, rest[sent : sent + _RECORD], deadline=deadline)
+                    sent += self._put(rest[sent : sent + _RECORD], deadline)
+        finally:
+            self._sending.release()
 
 
-class CountedTLSSocket(Counting, TLSSocket):
+def _read_all(sock: socket.socket) -> tuple[bytes, bool]:
+    """What has come there, and whether the other end has been shut down."""
+    pieces = []
+    try:
+        sock.send(b"x")
+        while piece := sock.recv(4096):
+            pieces.append(piece)
+    except BlockingIOError:
+        return b"".join(pieces), False
+    except OSError:
+        pass
+    return b"".join(pieces), True
+
+
+class CountedTLSSocket(TLSSocket, CountedSocket):
     """A `TLSSocket` that counts what goes over it before it is encrypted, where the kernel does not count at all."""
 
-    def recv(self, buflen: int = 1024, flags: int = 0) -> bytes:
-        data = super().recv(buflen, flags)
-        self._got(len(data), flags)
-        return data
+    def _read(self, length: int, buffer: Any) -> bytes | int:
+        found = super()._read(length, buffer)
+        self._got(found if isinstance(found, int) else len(found))
+        return found
 
-    def recv_into(self, buffer: Any, nbytes: int | None = None, flags: int = 0) -> int:
-        count = super().recv_into(buffer, nbytes, flags)
-        self._got(count, flags)
-        return count
-
-    def send(self, data: Any, flags: int = 0) -> int:
-        count = super().send(data, flags)
-        self._gave(count)
-        return count
-
-    def sendall(self, data: Any, flags: int = 0) -> None:
-        with memoryview(data) as view, view.cast("B") as rest:
-            for begin in range(0, len(rest), _RECORD):
-                piece = rest[begin : begin + _RECORD]
-                super().sendall(piece, flags)
-                self._gave(len(piece))
+    def _put(self, piece: Any, deadline: float | None, *, may_repeat: bool = False) -> int:
+        sent = super()._put(piece, deadline, may_repeat=may_repeat)
+        self._gave(sent)
+        return sent
 
 
 def tls_class(family: int) -> type[TLSSocket]:

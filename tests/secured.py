@@ -1,0 +1,177 @@
+"""Encrypted connections for tests: clients that know a truncated end from a clean one, and worlds of encrypted sockets.
+
+The model of an encrypted socket is `ssl.SSLSocket`, in threads; what is tested are ours, in threads and green ones.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import ssl
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
+
+import portico
+from portico._green_tls import green_tls_class
+from portico._tls_sockets import tls_class
+
+from .certificates import Authority
+from .every_way import PATIENCE, Body, Case, Served, serving
+from .green_worlds import Green, Threads, tcp_pair
+from .waiting import until
+
+NAME = "localhost"
+
+
+class Certificates:
+    """What servers show, and what clients believe: made once an authority."""
+
+    def __init__(self, authority: Authority) -> None:
+        self.authority = authority
+        self.pair = authority.pair(NAME, "127.0.0.1", "::1")
+        self.description = portico.TLS(*self.pair)
+
+    def context(self, *, version: ssl.TLSVersion | None = None) -> ssl.SSLContext:
+        """A server's, made by hand."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(*self.pair)
+        if version is not None:
+            context.maximum_version = version
+        return context
+
+    def trust(self, **options: Any) -> ssl.SSLContext:
+        return self.authority.trust(**options)
+
+
+@cache
+def certificates(authority: Authority) -> Certificates:
+    return Certificates(authority)
+
+
+def wrapped(client: socket.socket, trust: ssl.SSLContext, **options: Any) -> ssl.SSLSocket:
+    """A client's side, its handshake done. A truncated end raises `ssl.SSLEOFError` there."""
+    options = {"server_hostname": NAME, "suppress_ragged_eofs": False} | options
+    try:
+        return trust.wrap_socket(client, **options)
+    except BaseException:
+        client.close()
+        raise
+
+
+def clean_rest(client: ssl.SSLSocket) -> bytes:
+    """All that the server still says, up to its close_notify: an end without one raises `ssl.SSLEOFError`."""
+    pieces = []
+    while piece := client.recv(65536):
+        pieces.append(piece)
+    return b"".join(pieces)
+
+
+class Secured(Served):
+    """A server with TLS that runs."""
+
+    trust: ssl.SSLContext
+
+    def secure(self, **options: Any) -> ssl.SSLSocket:
+        """A client whose handshake is done."""
+        trust = options.pop("trust", self.trust)
+        return wrapped(self.connect(), trust, **options)
+
+    def faults(self) -> list[Any]:
+        """What would have been logged as an error."""
+        events = portico.lifecycle
+        return [event.error for kind in (events.RequestFailed, events.HookFailed) for event in self.of_kind(kind)]
+
+
+@contextmanager
+def securely(case: Case, body: Body, known: Certificates, **settings: Any) -> Iterator[Secured]:
+    """A server with TLS for this body."""
+    settings = {"tls": known.description} | settings
+    with serving(case, body, **settings) as served:
+        made = Secured(served.server, served.events, served._notes)
+        made.trust = known.trust()
+        yield made
+
+
+# -- worlds
+
+
+class _Wrapping:
+    """Makes encrypted sockets of a world."""
+
+    known: Certificates
+
+    def encrypt(self, sock: socket.socket, context: ssl.SSLContext) -> Any:
+        raise NotImplementedError
+
+    def secure(
+        self: Any,
+        make: Callable[[], tuple[socket.socket, socket.socket]] = tcp_pair,
+        *,
+        context: ssl.SSLContext | None = None,
+        trust: ssl.SSLContext | None = None,
+        suppress: bool = True,
+    ) -> tuple[Any, ssl.SSLSocket]:
+        """An encrypted socket of this world, and its peer, an `ssl.SSLSocket`; their handshake is done."""
+        here, there = make()
+        there.settimeout(PATIENCE)
+        opening = self.start(self._handshake, here, context or self.known.context())
+        peer = wrapped(there, trust or self.known.trust())
+        self._owned.append(peer)
+        sock = opening.result(PATIENCE)
+        sock.suppress_ragged_eofs = suppress
+        peer.settimeout(PATIENCE)
+        return self.own(sock), peer
+
+    def _handshake(self, sock: socket.socket, context: ssl.SSLContext) -> Any:
+        made = self.encrypt(sock, context)
+        made.do_handshake()
+        return made
+
+
+class Model(_Wrapping, Threads):
+    def encrypt(self, sock: socket.socket, context: ssl.SSLContext) -> Any:
+        return context.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
+
+
+class Ours(_Wrapping, Threads):
+    def encrypt(self, sock: socket.socket, context: ssl.SSLContext) -> Any:
+        made = tls_class(sock.family)(int(sock.family), int(sock.type), sock.proto, sock.detach())
+        made.begin(context)
+        return made
+
+
+class GreenOurs(_Wrapping, Green):
+    def encrypt(self, sock: socket.socket, context: ssl.SSLContext) -> Any:
+        made = green_tls_class(sock.family)(int(sock.family), int(sock.type), sock.proto, sock.detach())
+        made.begin(context)
+        return made
+
+
+OURS = ["threads", "green-asyncio", "green-uvloop"]
+WORLDS = ["ssl", *OURS]
+
+
+@contextmanager
+def secured_world(name: str, known: Certificates) -> Iterator[Any]:
+    world: Any
+    if name.startswith("green-"):
+        world = GreenOurs(name.removeprefix("green-"), "epoll")
+    else:
+        world = Model() if name == "ssl" else Ours()
+    world.known = known
+    try:
+        yield world
+    finally:
+        world.close()
+
+
+def descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+__all__ = [
+    "NAME", "OURS", "WORLDS", "Certificates", "Secured", "certificates", "clean_rest", "descriptors", "secured_world",
+    "securely", "until", "wrapped",
+]  # fmt: skip
