@@ -20,10 +20,10 @@ from .faults.serving import LOCAL, ask, serving, took
 
 NAMES = [
     "_adopted", "_batch_size", "_check_handler", "_context", "_emit", "_engine", "_ended", "_hub", "_lifecycle",
-    "_loop", "_make_socket", "_may_sleep", "_open", "_overridden", "_own_lifecycle", "_receive_flags", "_requests",
-    "_run", "_selector", "_serve", "_serve_in", "_socket_file", "_start", "_state", "_stop", "_system", "_ticks",
-    "_wait_to_take", "_watch", "active", "clock", "closing", "lifecycle", "lock", "loop", "options", "running",
-    "settings", "state", "stop", "system", "thread",
+    "_keyring", "_lobby", "_loop", "_make_socket", "_may_sleep", "_open", "_overridden", "_own_lifecycle",
+    "_receive_flags", "_requests", "_run", "_selector", "_serve", "_serve_in", "_socket_file", "_start", "_state", "_stop",
+    "_system", "_ticks", "_wait_to_take", "_watch", "active", "client", "clock", "closing", "context", "lifecycle",
+    "lock", "loop", "options", "running", "settings", "state", "stop", "system", "thread",
 ]  # fmt: skip
 LIKELY: dict[str, Callable[[], Any]] = {
     "_stop": threading.Event,
@@ -112,7 +112,7 @@ def test_nor_those_that_only_portico_has(kind: str) -> None:
 
 
 @both
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, "start_tls", "tls"])
 def test_a_handlers_attributes_are_its_own_too(ss: ModuleType, name: str) -> None:
     mine = LIKELY.get(name, object)()
     seen: list[object] = []
@@ -133,3 +133,23 @@ def test_a_handlers_attributes_are_its_own_too(ss: ModuleType, name: str) -> Non
     with serving(server, 0.01):
         assert ask(server.server_address, b"hello\n") == b"HELLO\n"
     assert seen == [mine]
+
+
+@both
+def test_a_handlers_class_may_have_a_client_and_tls_of_its_own(ss: ModuleType) -> None:
+    class Handler(ss.StreamRequestHandler):  # type: ignore[misc, name-defined]
+        client = "mine"
+
+        @property
+        def tls(self) -> bool:
+            return False
+
+        def start_tls(self, *arguments: Any) -> str:
+            return f"started {arguments}"
+
+        def handle(self) -> None:
+            self.wfile.write(f"{self.client} {self.tls} {self.start_tls(1)}".encode())
+
+    server = ss.TCPServer(LOCAL, Handler)
+    with serving(server, 0.01):
+        assert ask(server.server_address) == b"mine False started (1,)"
