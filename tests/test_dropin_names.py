@@ -21,9 +21,9 @@ from .faults.serving import LOCAL, ask, serving, took
 NAMES = [
     "_adopted", "_batch_size", "_check_handler", "_context", "_emit", "_engine", "_ended", "_hub", "_lifecycle",
     "_keyring", "_lobby", "_loop", "_make_socket", "_may_sleep", "_open", "_overridden", "_own_lifecycle",
-    "_receive_flags", "_requests", "_run", "_selector", "_serve", "_serve_in", "_socket_file", "_start", "_state", "_stop",
-    "_system", "_ticks", "_wait_to_take", "_watch", "active", "client", "clock", "closing", "context", "lifecycle",
-    "lock", "loop", "options", "running", "settings", "state", "stop", "system", "thread",
+    "_receive_flags", "_requests", "_run", "_selector", "_serve", "_serve_in", "_socket_file", "_start", "_state",
+    "_stop", "_system", "_ticks", "_wait_to_take", "_watch", "active", "client", "clock", "closing", "context",
+    "lifecycle", "lock", "loop", "options", "running", "settings", "state", "stop", "system", "thread",
 ]  # fmt: skip
 LIKELY: dict[str, Callable[[], Any]] = {
     "_stop": threading.Event,
