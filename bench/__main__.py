@@ -11,14 +11,17 @@ import sys
 import time
 from pathlib import Path
 
-from . import measures, report, rounds
+from . import measures, openings, report, rounds
 
 RESULTS = Path(__file__).with_name("results.md")
+EXPERIMENTS = (*measures.EXPERIMENTS, *openings.EXPERIMENTS)
 
 
 def options(arguments: list[str] | None = None) -> argparse.Namespace:
-    names = [experiment.name for experiment in measures.EXPERIMENTS]
-    parser = argparse.ArgumentParser(prog="python -m bench", description="Portico against socketserver, in one run.")
+    names = [experiment.name for experiment in EXPERIMENTS]
+    parser = argparse.ArgumentParser(
+        prog="python -m bench", description="Portico against socketserver and others, in one run."
+    )
     parser.add_argument("--rounds", type=int, default=None, help="rounds of each experiment (default 7; quick 2)")
     parser.add_argument("--seconds", type=float, default=None, help="length of a load (default 1.5; quick 0.3)")
     parser.add_argument("--only", action="append", choices=names, metavar="NAME", help=f"one of: {', '.join(names)}")
@@ -41,11 +44,11 @@ def main(arguments: list[str] | None = None) -> int:
     chosen = options(given)
     began = time.monotonic()
     results = []
-    for experiment in measures.EXPERIMENTS:
+    for experiment in EXPERIMENTS:
         if chosen.only and experiment.name not in chosen.only:
             continue
-        if not experiment.possible():
-            print(f"{experiment.name}: cannot be measured on this system", file=sys.stderr)
+        if lacking := experiment.lacking():
+            print(f"{experiment.name}: {lacking}; left out", file=sys.stderr)
             continue
         results += rounds.run(experiment, chosen.rounds, measures.Plan(chosen.seconds, chosen.quick))
     table = report.table(results)

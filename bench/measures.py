@@ -1,7 +1,8 @@
-"""What is measured, and what the issues ask of it: one function per experiment, which takes one sample of one module.
+"""What is measured, and what the issues ask of it: one function per experiment, which takes one sample of one side.
 
-A sample is one value per `Measure` of the experiment. Most start a process of their own, so that no sample sees what
-an earlier one has left in memory.
+The sides are Portico and `socketserver`; what is measured beside others, or by itself, is in `openings`. A sample is
+one value per `Measure` of the experiment. Most start a process of their own, so that no sample sees what an earlier one
+has left in memory.
 """
 
 from __future__ import annotations
@@ -31,7 +32,10 @@ class Plan:
 
 @dataclass(frozen=True)
 class Measure:
-    """A row of the table. `target` is the ratio portico/socketserver asked for, from below or above by `more`."""
+    """A row of the table. `target` is what is asked for, from below or above by `more`.
+
+    It is a ratio to the other side's value, and the value itself where there is no other side.
+    """
 
     name: str
     unit: str
@@ -39,10 +43,10 @@ class Measure:
     """Whether more is better."""
     target: float | None = None
 
-    def met(self, ratio: float) -> bool | None:
+    def met(self, reached: float) -> bool | None:
         if self.target is None:
             return None
-        return ratio >= self.target if self.more else ratio <= self.target
+        return reached >= self.target if self.more else reached <= self.target
 
 
 @dataclass(frozen=True)
@@ -54,9 +58,13 @@ class Experiment:
     sample: Callable[[str, Plan], Sequence[float]]
     needs: str = ""
     """The systems it can be run on, as `sys.platform` begins; empty for all."""
+    sides: tuple[str, ...] = ("portico", "socketserver")
+    """Ours, and whom it is compared with, if there is anybody; what `sample` is told."""
+    also_needs: Callable[[], str | None] = lambda: None
+    """What else keeps it from being measured here, in words; None if nothing does."""
 
-    def possible(self) -> bool:
-        return sys.platform.startswith(self.needs)
+    def lacking(self) -> str | None:
+        return self.also_needs() if sys.platform.startswith(self.needs) else "cannot be measured on this system"
 
 
 def _shutdown(module: str, plan: Plan) -> list[float]:

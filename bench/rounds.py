@@ -1,4 +1,4 @@
-"""Takes the samples in turns: A B, B A, A B ..., so that what else happens on the machine meets both modules alike.
+"""Takes the samples in turns: A B, B A, A B ..., so that what else happens on the machine meets both sides alike.
 
 The two samples of a round lie next to each other in time, so the ratio is taken within each round; what is reported is
 the median of these ratios, with the least and the greatest of them.
@@ -15,41 +15,42 @@ from .measures import Experiment, Measure, Plan
 
 __all__ = ["Result", "run"]
 
-MODULES = ("portico", "socketserver")
-
 
 @dataclass(frozen=True)
 class Result:
-    """One measure over all rounds: a value per round and module."""
+    """One measure over all rounds: a value per round and side."""
 
     measure: Measure
-    portico: list[float]
-    socketserver: list[float]
+    ours: list[float]
+    theirs: list[float] | None = None
 
     @property
-    def ratios(self) -> list[float]:
-        return [_ratio(ours, theirs) for ours, theirs in zip(self.portico, self.socketserver, strict=True)]
+    def reached(self) -> list[float]:
+        """What the target is about: our values, as ratios to theirs if there are any."""
+        if self.theirs is None:
+            return self.ours
+        return [_ratio(ours, theirs) for ours, theirs in zip(self.ours, self.theirs, strict=True)]
 
     @property
-    def ratio(self) -> float:
-        return statistics.median(self.ratios)
+    def met(self) -> bool | None:
+        return self.measure.met(statistics.median(self.reached))
 
 
 def run(experiment: Experiment, rounds: int, plan: Plan) -> list[Result]:
     """All rounds of one experiment, told on stderr as they go."""
-    samples: dict[str, list[tuple[float, ...]]] = {module: [] for module in MODULES}
+    sides = experiment.sides
+    samples: dict[str, list[tuple[float, ...]]] = {side: [] for side in sides}
     for number in range(rounds):
-        for module in MODULES if number % 2 == 0 else reversed(MODULES):
-            values = tuple(experiment.sample(module, plan))
-            samples[module].append(values)
+        for side in sides if number % 2 == 0 else reversed(sides):
+            values = tuple(experiment.sample(side, plan))
+            samples[side].append(values)
             shown = "  ".join(
                 f"{value:.4g} {measure.unit}" for value, measure in zip(values, experiment.measures, strict=True)
             )
-            print(f"{experiment.name} {number + 1}/{rounds}  {module:12}  {shown}", file=sys.stderr, flush=True)
-    columns = {module: list(zip(*taken, strict=True)) for module, taken in samples.items()}
+            print(f"{experiment.name} {number + 1}/{rounds}  {side:12}  {shown}", file=sys.stderr, flush=True)
+    columns = [[list(column) for column in zip(*samples[side], strict=True)] for side in sides]
     return [
-        Result(measure, list(columns["portico"][index]), list(columns["socketserver"][index]))
-        for index, measure in enumerate(experiment.measures)
+        Result(measure, *(column[index] for column in columns)) for index, measure in enumerate(experiment.measures)
     ]
 
 
