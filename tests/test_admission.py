@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import grp
+import os
+import pwd
 import subprocess
 import sys
 import threading
@@ -17,7 +20,18 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 import portico
-from portico.admission import Admission, ClientRates, Networks, Rate, budget, check, client_key
+from portico.admission import (
+    UNANNOUNCED,
+    Admission,
+    ClientRates,
+    Networks,
+    Rate,
+    Trusted,
+    budget,
+    check,
+    client_key,
+    user_ids,
+)
 from portico.errors import SettingError
 
 PACKAGE = portico.__path__[0]
@@ -27,7 +41,7 @@ def server(**values: Any) -> SimpleNamespace:
     """What has a server's settings: all at their defaults but these."""
     names = (
         "max_connections max_connections_per_client connection_rate connection_burst connection_rate_per_client "
-        "connection_burst_per_client allow deny connections_alarm"
+        "connection_burst_per_client allow deny connections_alarm allow_uids allow_gids"
     )
     defaults: dict[str, Any] = dict.fromkeys(names.split())
     defaults |= {"client_prefix_ipv4": 32, "client_prefix_ipv6": 64, "max_tracked_clients": 65536}
@@ -529,3 +543,104 @@ def test_importing_it_loads_nothing_slow() -> None:
         check=True,
     )
     assert answer.stdout.strip() == "[]"
+
+
+# Who is believed, and clients who are known only later.
+
+
+def test_the_trusted_are_networks_and_the_word_unix() -> None:
+    both = Trusted("10.0.0.0/8, unix ,2001:db8::/32")
+    for address in (("10.1.2.3", 1), ("::ffff:10.1.2.3", 1, 0, 0), ("2001:db8::1%eth0", 1, 0, 2), "", "/a", b"\0name"):
+        assert address in both
+    for address in (("11.1.2.3", 1), ("::1", 1, 0, 0), ("unix", 1), ()):
+        assert address not in both
+    assert "" not in Trusted("10.0.0.0/8")
+    assert "" in Trusted(["unix"])
+    assert ("127.0.0.1", 1) not in Trusted(("unix",))
+
+
+@pytest.mark.parametrize("wrong", ["", [], "UNIX", "unix,", "10.0.0.0/33", ["unix", 5], None, 5, {"unix"}, b"unix"])
+def test_what_trusts_nobody_or_nobody_that_there_is_is_refused(wrong: Any) -> None:
+    with pytest.raises(SettingError, match="proxy_trusted"):
+        Trusted(wrong)
+
+
+def test_an_unannounced_one_counts_among_all_and_for_no_client() -> None:
+    rules = admission(
+        max_connections=3, max_connections_per_client=1, connection_rate=1, connection_burst=2,
+        connection_rate_per_client=0.5, connection_burst_per_client=1, allow="10.0.0.0/8",
+    )  # fmt: skip
+    for active in (0, 1):
+        assert rules.refusal(UNANNOUNCED, active, 0.0) is None
+        rules.entered(UNANNOUNCED, 0.0)
+    assert rules.refusal(UNANNOUNCED, 2, 0.0) == "connection_rate"
+    assert rules.refusal(UNANNOUNCED, 3, 9.0) == "max_connections"
+    assert rules.refusal_of_client("10.0.0.1", 0.0) is None
+    rules.left(UNANNOUNCED)  # it has said nothing
+    assert rules.refusal_of_client("10.0.0.1", 0.0) is None
+    assert rules._counts == {}
+
+
+def test_an_announced_client_is_asked_for_all_that_is_his_own() -> None:
+    rules = admission(
+        max_connections=1, max_connections_per_client=1, connection_rate=1, connection_rate_per_client=0.1,
+        connection_burst_per_client=2, allow="10.0.0.0/8", deny="10.6.6.6",
+    )  # fmt: skip
+    assert rules.refusal_of_client("11.0.0.1", 0.0) == "allow"
+    assert rules.refusal_of_client("10.6.6.6", 0.0) == "deny"
+    assert rules.refusal_of_client(("uid", 5), 0.0) is None  # who has no network is asked for none
+    rules.entered(UNANNOUNCED, 0.0)
+    rules.announced("10.0.0.1", 0.0)
+    assert rules.refusal_of_client("10.0.0.1", 0.0) == "max_connections_per_client"
+    assert rules.refusal_of_client("10.0.0.2", 0.0) is None  # max_connections and connection_rate have been asked
+    rules.left("10.0.0.1")
+    assert rules.refusal_of_client("10.0.0.1", 0.0) is None
+    rules.announced("10.0.0.1", 0.0)
+    rules.left("10.0.0.1")
+    assert rules.refusal_of_client("10.0.0.1", 0.0) == "connection_rate_per_client"
+    assert rules.refusal_of_client("10.0.0.1", 10.0) is None
+
+
+def test_who_is_announced_from_the_start_is_asked_and_counted_as_before() -> None:
+    rules = admission(max_connections_per_client=1, connection_rate_per_client=1, connection_burst_per_client=1)
+    rules.entered("10.0.0.1", 0.0)
+    assert rules.refusal("10.0.0.1", 1, 0.0) == "max_connections_per_client"
+    rules.left("10.0.0.1")
+    assert rules.refusal("10.0.0.1", 0, 0.0) == "connection_rate_per_client"
+
+
+# Users.
+
+
+def test_users_and_groups_are_numbers_or_names() -> None:
+    me, mine = pwd.getpwuid(os.getuid()), grp.getgrgid(os.getgid())
+    assert user_ids([0, "7", f" {me.pw_name} "]) == {0, 7, me.pw_uid}
+    assert user_ids(f"0,7,{me.pw_name}") == user_ids((0, 7, me.pw_uid)) == user_ids({0, 7, me.pw_uid})
+    assert user_ids([mine.gr_name], groups=True) == {mine.gr_gid}
+
+
+@pytest.mark.parametrize(
+    "wrong", [[], "", None, 5, [-1], [True], [1.0], [None], ["nobody here"], ["1,2"], "0,", ["-1"], ["\u0661"]]
+)
+def test_what_is_no_user_is_no_setting(wrong: Any) -> None:
+    for groups in (False, True):
+        with pytest.raises(SettingError):
+            user_ids(wrong, groups=groups)
+
+
+def test_either_a_users_number_or_one_of_his_groups_lets_him_in() -> None:
+    assert admission(max_connections=1).refusal_of_user(5, [5]) is None
+    assert not admission(max_connections=1).asks_for_users
+    users = admission(allow_uids=[5, 6])
+    assert users.asks_for_users
+    assert users.refusal_of_user(5, []) is None
+    assert users.refusal_of_user(7, [5, 6]) == "allow_uids"
+    groups = admission(allow_gids="5,6")
+    assert groups.refusal_of_user(7, [1, 6]) is None
+    assert groups.refusal_of_user(5, [1, 2]) == "allow_gids"
+    assert groups.refusal_of_user(5, []) == "allow_gids"
+    both = admission(allow_uids=[5], allow_gids=[6])
+    assert both.refusal_of_user(5, []) is None
+    assert both.refusal_of_user(7, [6]) is None
+    assert both.refusal_of_user(7, [5]) == "allow_gids"
+    assert both.refusal_of_user(-1, []) == "allow_gids"  # whom nobody knows

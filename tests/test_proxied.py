@@ -8,10 +8,15 @@ from __future__ import annotations
 
 import logging
 import os
+import resource
 import socket
+import socketserver
 import ssl
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,9 +25,10 @@ import portico
 from portico.errors import ProxyError
 from portico.lifecycle import ConnectionEnded, ConnectionStarted, EndReason, Refused
 
-from .balancing import DESTINATION, END, SOURCE, Front, front, local, raw, seen_tls, tlv, v1, v2
+from .balancing import DESTINATION, END, SOURCE, Client, Front, front, local, raw, seen_tls, tell, tlv, trusted, v1, v2
 from .certificates import Authority
-from .every_way import EVERY, TCP, Case, in_every_way
+from .contract.flavours import KINDS, WAYS, short_folder
+from .every_way import EVERY, TCP, Case, Served, case_class, in_every_way
 from .waiting import until
 
 AT_ONCE = [case for case in EVERY if not case.one_by_one]
@@ -160,7 +166,7 @@ def test_a_header_in_two_pieces_is_the_same_header(case: Case) -> None:
         for made in fronts(case, mode):
             for header in SPLIT:
                 fully = case.way.name == "thread" and not case.is_unix and made.trust is None
-                places = range(1, len(header)) if fully else SAMPLE
+                places = range(1, len(header)) if fully else SAMPLE if made.trust is None else SAMPLE[::2]
                 split_everywhere(made, header, places, one_by_one=case.one_by_one)
             assert made.failures() == []
 
@@ -306,7 +312,7 @@ UNFINISHED = (b"", b"P", b"PROXY TCP4 ", v2()[:11], v2()[:-1], b"\r\n") * 2
 def test_who_is_silent_or_does_not_come_to_an_end_has_only_so_much_time(case: Case) -> None:
     number = len(UNFINISHED)
     for mode in ("required", "optional"):
-        with front(case, mode, handshake_timeout=0.25) as made, ExitStack() as stack:
+        with front(case, mode, handshake_timeout=0.15) as made, ExitStack() as stack:
             clients = [stack.enter_context(made.connect()) for _ in UNFINISHED]
             for client, said in zip(clients, UNFINISHED, strict=True):
                 client.raw(said)
@@ -318,7 +324,7 @@ def test_who_is_silent_or_does_not_come_to_an_end_has_only_so_much_time(case: Ca
             assert made.server.stats().opening == 0
             assert made.server.stats().ended == {"done": 1, "handshake_timeout": number}
             assert [event.reason for event in made.failures()] == [EndReason.HANDSHAKE_TIMEOUT] * number
-            assert all(0.2 < end.age < 2 for end in ends if end.reason is EndReason.HANDSHAKE_TIMEOUT)
+            assert all(0.1 < end.age < 2 for end in ends if end.reason is EndReason.HANDSHAKE_TIMEOUT)
 
 
 @in_every_way(EVERY)
@@ -638,3 +644,247 @@ def test_mapped_addresses_that_are_announced_are_shown_as_the_setting_says(case:
                     assert client.ask()["client_address"] == expected
             with made.client(v2(SIX, SIX)) as client:
                 assert client.ask()["client_address"] == list(SIX)
+
+
+# -- who waits for whom
+
+BLOCKING = [case for case in EVERY if case.way.name in ("thread", "fork")]
+FULL: dict[str, dict[str, Any]] = {"thread": {"max_threads": 1}, "fork": {"max_children": 1}}
+
+
+@in_every_way(BLOCKING)
+def test_who_waits_for_a_thread_or_process_loses_no_time_for_his_handshake_and_is_served_in_turn(case: Case) -> None:
+    for made in fronts(case, handshake_timeout=0.2, **FULL[case.way.name]):
+        with ExitStack() as stack:
+            first = stack.enter_context(made.client(v1()))
+            assert first.ask()
+            waiting = [stack.enter_context(made.connect()) for _ in range(3)]
+            for number, client in enumerate(waiting):
+                client.raw(v1(other(number)))
+            loop = time.pthread_getcpuclockid(made.server._portico_lifecycle.loop_thread)
+            spent = time.clock_gettime(loop)
+            time.sleep(0.3)  # longer than the time for opening
+            assert time.clock_gettime(loop) - spent < 0.1
+            assert made.begun() == 1
+            first.__exit__()
+            for number, client in enumerate(waiting):
+                assert client.begin().ask()["announced"] == list(other(number))
+                client.__exit__()
+        assert made.failures() == []
+        made.wait_for_active(0)
+        assert made.server.stats().ended == {"done": 4}
+
+
+@in_every_way(BLOCKING)
+def test_silent_ones_take_no_thread_and_no_process(case: Case) -> None:
+    with front(case, **FULL[case.way.name]) as made, ExitStack() as stack:
+        for said in (b"", b"PROXY TCP4", v2()[:20]) * 3:
+            stack.enter_context(made.connect()).raw(said)
+        made.wait_for_openings(9)
+        for _ in range(3):
+            with made.client(v1()) as client:
+                assert client.ask()
+        made.wait_for_active(9)
+        assert made.begun() == 3
+
+
+@in_every_way([case for case in EVERY if case.way.own_process])
+def test_children_keep_nobodys_connection_open(case: Case) -> None:
+    with front(case) as made, ExitStack() as stack:
+        waiting = [stack.enter_context(made.connect()) for _ in range(3)]
+        made.wait_for_openings(3)
+        held = [stack.enter_context(made.client(v1(other(number)))) for number in range(2)]
+        assert all(client.ask() for client in held)
+        awaited = {f"socket:[{os.fstat(request.fileno()).st_ino}]" for request in made.server._portico_lobby}
+        assert len(awaited) == 3
+        for pid in made.server.active_children:
+            assert not awaited & {os.readlink(place) for place in Path(f"/proc/{pid}/fd").iterdir()}
+        for client in waiting[:2]:
+            client.raw(b"nonsense")
+            assert client.is_refused()  # though two children run that were forked when it was open
+        waiting[2].raw(v1())
+        assert waiting[2].begin().ask()
+        for client in held:
+            assert client.ask()
+        made.server.connections()[0].close()
+        assert waiting[2].hear() == b""
+
+
+@contextmanager
+def many_files() -> Iterator[None]:
+    """A limit of descriptors that lets 500 clients and their server be one process."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(4096, before[1]), before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+FLOODED = [(case, "required") for case in TCP if not case.streams]
+FLOODED += [(case, "optional") for case in TCP if case.way.name in ("thread", "green")]
+
+
+def seconds_to_shutdown_among_silent_ones(case: Case, mode: str) -> float:
+    with many_files(), front(case, mode) as made, ExitStack() as stack:
+        for number in range(500):
+            stack.enter_context(made.connect()).raw((b"", b"PROXY ", v2()[:14], b"P")[number % 4])
+        made.wait_for_openings(500)
+        began = time.monotonic()
+        for number in range(40):
+            with made.client(v1(other(number))) as client:
+                assert client.ask()
+        assert time.monotonic() - began < 2
+        began = time.monotonic()
+        made.server.shutdown()
+        return time.monotonic() - began
+
+
+@pytest.mark.parametrize(("case", "mode"), FLOODED, ids=str)
+def test_500_silent_peers_delay_nobody_and_no_shutdown(case: Case, mode: str) -> None:
+    """The best of three, if it has to be: others may keep this machine busy."""
+    assert any(seconds_to_shutdown_among_silent_ones(case, mode) < 0.05 for _ in range(3))
+
+
+# -- the end
+
+
+@in_every_way([case for case in EVERY if case.counts])
+def test_a_drain_ends_at_once_who_has_said_no_more_than_a_header(case: Case) -> None:
+    """A child's socket is watched by its parent if there is something to watch for, such as idleness."""
+    for header in (v1(), v2(), local(), b"PROXY UNKNOWN\r\n"):
+        with front(case, idle_timeout=60) as made, ExitStack() as stack:
+            announced = stack.enter_context(made.client(header))
+            assert until(lambda made=made: made.begun() == 1)
+            waiting = [stack.enter_context(made.connect()) for _ in range(3)]
+            for client, said in zip(waiting, (b"", b"PRO", header[:-1]), strict=True):
+                client.raw(said)
+            if not case.one_by_one:
+                made.wait_for_openings(3)
+            began = time.monotonic()
+            report = made.server.drain(timeout=5)
+            assert time.monotonic() - began < 1
+            assert report.cut == []
+            assert all(client.is_refused() for client in (announced, *waiting))
+            assert {end.reason for end in made.served.ends()} <= {EndReason.DRAINED, EndReason.DONE}
+            assert made.failures() == []
+
+
+@in_every_way(AT_ONCE)
+def test_who_has_asked_something_after_his_header_is_answered_before_the_end(case: Case) -> None:
+    async def slow(peer: Any) -> None:
+        question = await peer.recv(100)
+        peer.note("begun")
+        await peer.pause(0.3)
+        await peer.sendall(question + b"\n")
+
+    with front(case, body=slow, idle_timeout=60) as made, made.connect() as client:
+        client.raw(v1() + b"who")
+        assert until(lambda: made.begun() == 1)
+        assert made.server.drain(timeout=5).cut == []
+        assert client.hear() == b"who"
+
+
+@in_every_way(EVERY)
+def test_a_closing_server_closes_those_whose_header_it_still_awaits(case: Case) -> None:
+    for pair in (None, _Certificates.pair):
+        with front(case, pair=pair, trust=_Certificates.trust) as made, ExitStack() as stack:
+            waiting = [stack.enter_context(made.connect()) for _ in range(3)]
+            for client, said in zip(waiting, (b"", v1()[:9], v2()[:14]), strict=True):
+                client.raw(said)
+            made.wait_for_openings(3)
+            began = time.monotonic()
+            made.server.server_close()
+            assert all(client.is_refused() for client in waiting)
+            assert time.monotonic() - began < 2
+            ends = made.wait_for_ends(3)
+            assert {end.reason for end in ends} == {EndReason.DRAINED}
+            assert made.failures() == []
+
+
+# -- without a loop, and over the standard library's servers
+
+
+@in_every_way(EVERY)
+def test_handle_request_opens_what_it_takes(case: Case) -> None:
+    """It returns when the request has run, or has been given to somebody who runs it."""
+    folder: Any
+    with short_folder() as folder:
+        notes = folder / "notes"
+        for pair in (None, _Certificates.pair):
+            for header, announced in ((v1(), True), (b"nonsense nonsense", False)):
+                events: list[Any] = []
+                members = {"handle_event": lambda self, event, events=events: events.append(event)}
+                settings: dict[str, Any] = {"tls": None if pair is None else portico.TLS(*pair)}
+                server = type("Server", (case_class(case),), members)(
+                    case.kind.address(folder), case.handler(tell, notes),
+                    proxy_protocol="required", proxy_trusted=trusted(case), **settings,
+                )  # fmt: skip
+                thread = threading.Thread(target=server.handle_request)
+                thread.start()
+                made = Front(Served(server, events, notes), None if pair is None else _Certificates.trust)
+                if announced:
+                    with made.client(header) as client:
+                        assert client.ask()["announced"] == list(SOURCE)
+                else:
+                    assert made.turns_away(header)
+                thread.join(10)
+                assert not thread.is_alive()
+                if case.way.own_process:
+                    server.collect_children(blocking=True)
+                made.wait_for_active(0)
+                server.server_close()
+                (ended,) = made.wait_for_ends(1)
+                assert ended.reason is (EndReason.DONE if announced else EndReason.PROXY_REFUSED)
+                if not case.way.own_process:  # where a child tells of it
+                    assert len(made.failures()) == (not announced)
+
+
+@in_every_way([case for case in TCP if not case.one_by_one])
+def test_mixed_into_a_server_of_the_standard_library_it_is_the_same(case: Case) -> None:
+    mixin = getattr(portico, f"{case.way.prefix}MixIn")
+    with short_folder() as folder:
+        for mode in ("required", "optional"):
+            for pair in (None, _Certificates.pair):
+                members = dict(case.way.settings) | {
+                    "proxy_protocol": mode,
+                    "proxy_trusted": "127.0.0.1",
+                    "tls": None if pair is None else portico.TLS(*pair),
+                    "max_connections_per_client": 1,
+                    "daemon_threads": False,
+                }
+                made_of = type("Server", (mixin, socketserver.TCPServer), members)
+                server = made_of(("127.0.0.1", 0), case.handler(tell, folder / "notes"))
+                thread = threading.Thread(target=server.serve_forever)
+                thread.start()
+                made = Front(Served(server, [], folder / "notes"), None if pair is None else _Certificates.trust)
+                with made.client(v1()) as client, made.client(v2(other(1))) as another:
+                    assert client.ask()["announced"] == list(SOURCE)
+                    assert another.ask()["announced"] == list(other(1))
+                    assert made.turns_away(v2())
+                assert made.turns_away(b"PROXY nonsense\r\n")
+                made.wait_for_active(0)
+                server.shutdown()
+                server.server_close()
+                thread.join(10)
+                assert server.stats().refused == {"max_connections_per_client": 1}
+                assert server.stats().ended == {"done": 2, "refused": 1, "proxy_refused": 1}
+
+
+# -- IPv6
+
+
+@pytest.mark.parametrize("way", WAYS, ids=lambda way: way.name)
+def test_balancers_may_have_ipv6_addresses_and_come_by_mapped_ones(way: Any) -> None:
+    six = Case(way, next(kind for kind in KINDS if kind.name == "tcp6"))
+    with front(six, proxy_trusted="::1/128") as made:
+        with made.client(v1(SIX, SIX)) as client:
+            assert client.ask()["announced"] == list(SIX)
+        made.server.configure(proxy_trusted="::2/127")
+        assert made.turns_away(v1())
+    made_class = case_class(six)
+    handler = six.handler(tell, Path(os.devnull))
+    server = made_class(("::", 0), handler, dual_stack=True, proxy_protocol="required", proxy_trusted="127.0.0.0/8")
+    with server.background(), Client(socket.create_connection(("127.0.0.1", server.server_address[1]), 10)) as client:
+        seen = client.begin(v1()).ask()
+        assert (seen["connected"][0], seen["announced"]) == ("::ffff:127.0.0.1", list(SOURCE))
