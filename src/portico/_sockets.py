@@ -51,6 +51,7 @@ DONT_WAIT: int = getattr(socket, "MSG_DONTWAIT", 0)
 _POSIX = os.name == "posix"
 _INHERITS_MODE = sys.platform != "linux"
 _IN_USE = errno.EADDRINUSE
+_PEER_GROUPS = 59  # SO_PEERGROUPS, which `socket` does not know
 
 
 class Credentials(tuple[int, int, int]):
@@ -319,11 +320,24 @@ def wait_readable(sock: Any, seconds: float) -> None:
 
 def peer_groups(sock: socket.socket) -> frozenset[int]:
     """All groups of a Unix stream's peer (SO_PEERGROUPS, Linux 4.13); its first one where only that is known."""
+    first = peer_credentials(sock).gid
     try:
-        answer = sock.getsockopt(socket.SOL_SOCKET, 59, 4 << 16)
-    except OSError:
-        answer = b""
-    return frozenset(array("I", answer)) | {peer_credentials(sock).gid}
+        answer = sock.getsockopt(socket.SOL_SOCKET, _PEER_GROUPS, 1024)  # Python has no more room
+    except OSError as error:
+        answer = _many_groups(sock) if error.errno == errno.ERANGE else b""
+    return frozenset(array("I", answer)) | {first}
+
+
+def _many_groups(sock: socket.socket) -> bytes:
+    """The same for somebody who is in more than 256; of these there can be 65,536."""
+    try:
+        import ctypes
+
+        room, size = ctypes.create_string_buffer(4 << 16), ctypes.c_uint(4 << 16)
+        asked = ctypes.CDLL(None).getsockopt(sock.fileno(), socket.SOL_SOCKET, _PEER_GROUPS, room, ctypes.byref(size))
+    except (ImportError, AttributeError):  # a Python without ctypes
+        return b""
+    return b"" if asked else room.raw[: size.value]
 
 
 def peer_credentials(sock: socket.socket) -> Credentials:
