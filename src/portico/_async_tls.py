@@ -101,6 +101,11 @@ class AsyncTLSSocket(AsyncSocket):
         """Whether the peer's end came without a close_notify; None before an end."""
         return None if self._protocol is None else self._protocol.truncated
 
+    @property
+    def failure(self) -> BaseException | None:
+        """What has broken it, which is its peer's doing, and nobody else's connection."""
+        return self.reader.exception() if self.secured else None
+
     # -- what is known of it, as of an `ssl.SSLSocket`
 
     @property
