@@ -8,8 +8,9 @@ from __future__ import annotations
 import os
 import socket
 import ssl
+import struct
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from typing import Any
 
@@ -68,6 +69,63 @@ def clean_rest(client: ssl.SSLSocket) -> bytes:
     return b"".join(pieces)
 
 
+class OnPaper:
+    """A client whose records can be held in hand: encrypted by it, sent by the test, whole, in part, or spoilt."""
+
+    def __init__(self, sock: socket.socket, trust: ssl.SSLContext) -> None:
+        self.sock = sock
+        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self._tls = trust.wrap_bio(self._incoming, self._outgoing, server_hostname=NAME)
+        self._patiently(self._tls.do_handshake)
+        self.send()
+
+    def _patiently(self, call: Callable[[], Any]) -> Any:
+        while True:
+            try:
+                return call()
+            except ssl.SSLWantReadError:
+                self.send()
+                data = self.sock.recv(65536)
+                if data:
+                    self._incoming.write(data)
+                else:
+                    self._incoming.write_eof()
+
+    def send(self) -> None:
+        """Send what is encrypted."""
+        self.sock.sendall(self._outgoing.read())
+
+    def record(self, data: bytes) -> bytes:
+        """This, encrypted, in a record of its own."""
+        self._tls.write(data)
+        return self._outgoing.read()
+
+    def last_word(self) -> bytes:
+        """A close_notify."""
+        with suppress(ssl.SSLWantReadError):
+            self._tls.unwrap()
+        return self._outgoing.read()
+
+    def recv(self, size: int = 65536) -> bytes:
+        """Raises `ssl.SSLError` if the server says that something is wrong, `ssl.SSLEOFError` at a truncated end."""
+        try:
+            data: bytes = self._patiently(lambda: self._tls.read(size))
+        except ssl.SSLZeroReturnError:
+            return b""
+        return data
+
+    def reset(self) -> None:
+        """Leave without a word."""
+        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.sock.close()
+
+    def __enter__(self) -> OnPaper:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.sock.close()
+
+
 class Secured(Served):
     """A server with TLS that runs."""
 
@@ -77,6 +135,14 @@ class Secured(Served):
         """A client whose handshake is done."""
         trust = options.pop("trust", self.trust)
         return wrapped(self.connect(), trust, **options)
+
+    def on_paper(self, trust: ssl.SSLContext | None = None) -> OnPaper:
+        client = self.connect()
+        try:
+            return OnPaper(client, trust or self.trust)
+        except BaseException:
+            client.close()
+            raise
 
     def faults(self) -> list[Any]:
         """What would have been logged as an error."""
@@ -111,18 +177,15 @@ class _Wrapping:
         *,
         context: ssl.SSLContext | None = None,
         trust: ssl.SSLContext | None = None,
-        suppress: bool = True,
-    ) -> tuple[Any, ssl.SSLSocket]:
+        on_paper: bool = False,
+    ) -> tuple[Any, Any]:
         """An encrypted socket of this world, and its peer, an `ssl.SSLSocket`; their handshake is done."""
         here, there = make()
         there.settimeout(PATIENCE)
         opening = self.start(self._handshake, here, context or self.known.context())
-        peer = wrapped(there, trust or self.known.trust())
-        self._owned.append(peer)
-        sock = opening.result(PATIENCE)
-        sock.suppress_ragged_eofs = suppress
-        peer.settimeout(PATIENCE)
-        return self.own(sock), peer
+        peer: Any = (OnPaper if on_paper else wrapped)(there, trust or self.known.trust())
+        self._owned.append(peer.sock if on_paper else peer)
+        return self.own(opening.result(PATIENCE)), peer
 
     def _handshake(self, sock: socket.socket, context: ssl.SSLContext) -> Any:
         made = self.encrypt(sock, context)
@@ -136,17 +199,21 @@ class Model(_Wrapping, Threads):
 
 
 class Ours(_Wrapping, Threads):
+    make = staticmethod(tls_class)
+
+    def plain(self, sock: socket.socket) -> Any:
+        """What a server makes of a connection; it is not encrypted yet."""
+        return self.make(sock.family)(int(sock.family), int(sock.type), sock.proto, sock.detach())
+
     def encrypt(self, sock: socket.socket, context: ssl.SSLContext) -> Any:
-        made = tls_class(sock.family)(int(sock.family), int(sock.type), sock.proto, sock.detach())
+        made = self.plain(sock)
         made.begin(context)
         return made
 
 
 class GreenOurs(_Wrapping, Green):
-    def encrypt(self, sock: socket.socket, context: ssl.SSLContext) -> Any:
-        made = green_tls_class(sock.family)(int(sock.family), int(sock.type), sock.proto, sock.detach())
-        made.begin(context)
-        return made
+    make = staticmethod(green_tls_class)
+    plain, encrypt = Ours.plain, Ours.encrypt
 
 
 OURS = ["threads", "green-asyncio", "green-uvloop"]
@@ -172,6 +239,6 @@ def descriptors() -> int:
 
 
 __all__ = [
-    "NAME", "OURS", "WORLDS", "Certificates", "Secured", "certificates", "clean_rest", "descriptors", "secured_world",
-    "securely", "until", "wrapped",
+    "NAME", "OURS", "WORLDS", "Certificates", "OnPaper", "Secured", "certificates", "clean_rest", "descriptors",
+    "secured_world", "securely", "until", "wrapped",
 ]  # fmt: skip

@@ -142,9 +142,11 @@ class GreenTLSSocket(Encrypted, GreenSocket):
 
     def sendall(self, data: Any, flags: int = 0) -> None:
         """All of it, by one deadline for the whole."""
-        if self._sslobj is None or flags:
+        if self._sslobj is None:
             self._plain.sendall(self, data, flags)
             return
+        if flags:
+            raise ValueError(f"non-zero flags not allowed in calls to sendall() on {type(self)}")
         deadline = monotonic() + self._timeout if self._timeout else None
         if self._unsent:
             self._flush(deadline)

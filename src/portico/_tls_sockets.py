@@ -41,6 +41,7 @@ class TLSSocket(Encrypted, MeteredSocket):
 
     def _encrypt(self, context: Any) -> None:
         self._patience: float | None = _Socket.gettimeout(self)
+        self._hides_mode = True
         _Socket.settimeout(self, 0.0)
         self._left: bytes | None = None
         """A record that OpenSSL has begun to send, and could not in time: to be sent before all else."""
@@ -50,14 +51,17 @@ class TLSSocket(Encrypted, MeteredSocket):
 
     # -- modes, as its user sees them
 
+    _hides_mode = False
+    """Whether its descriptor does not block, whatever its user sees."""
+
     def settimeout(self, value: float | None) -> None:
-        if self._sslobj is None:
-            _Socket.settimeout(self, value)
-        else:
+        if self._hides_mode:
             self._patience = checked_timeout(value)
+        else:
+            _Socket.settimeout(self, value)
 
     def gettimeout(self) -> float | None:
-        found: float | None = _Socket.gettimeout(self) if self._sslobj is None else self._patience
+        found: float | None = self._patience if self._hides_mode else _Socket.gettimeout(self)
         return found
 
     @property
@@ -72,10 +76,10 @@ class TLSSocket(Encrypted, MeteredSocket):
 
     def detach(self) -> int:
         """Whoever gets the descriptor gets it in the mode that this socket showed, and what comes as it comes."""
-        encrypted, patience = self._sslobj is not None, self.gettimeout()
+        patience = self.gettimeout()
         descriptor = super().detach()
         self._sslobj = None
-        if encrypted and descriptor >= 0:
+        if self._hides_mode and descriptor >= 0:
             os.set_blocking(descriptor, patience is None)
         return descriptor
 
@@ -87,15 +91,13 @@ class TLSSocket(Encrypted, MeteredSocket):
             try:
                 with self._lock:
                     return call(*arguments)
-            except ssl.SSLWantReadError:
-                if self._patience == 0 and not patient:
-                    raise
-                event = select.POLLIN
-            except ssl.SSLWantWriteError:
-                if self._patience == 0 and not patient:
-                    raise
-                event = select.POLLOUT
-            self._wait(event, deadline)
+            except (ssl.SSLWantReadError, ssl.SSLWantWriteError) as error:
+                self._wait_for(error, deadline, patient=patient)
+
+    def _wait_for(self, error: ssl.SSLError, deadline: float | None, *, patient: bool = False) -> None:
+        if self._patience == 0 and not patient:
+            raise error
+        self._wait(select.POLLIN if isinstance(error, ssl.SSLWantReadError) else select.POLLOUT, deadline)
 
     def _wait(self, event: int, deadline: float | None) -> None:
         waiting = select.poll()
@@ -109,16 +111,17 @@ class TLSSocket(Encrypted, MeteredSocket):
             raise TimeoutError("timed out")
 
     def _read(self, length: int, buffer: Any) -> bytes | int:
-        sslobj, deadline = self._sslobj, self._deadline()
+        sslobj, deadline, lock = self._sslobj, self._deadline(), self._lock
         if self._patience != 0 and not self._ahead and not sslobj.pending():
             self._wait(select.POLLIN, deadline)  # first: to try in vain costs an exception, and one more call
-        found: bytes | int = self._do(self._read_once, sslobj, length, buffer, deadline=deadline)
-        return found
-
-    def _read_once(self, sslobj: Any, length: int, buffer: Any) -> bytes | int:
-        if self._ahead:
-            return self._read_ahead(length, buffer)
-        return sslobj.read(length) if buffer is None else sslobj.read(length, buffer)  # type: ignore[no-any-return]
+        while True:
+            try:
+                with lock:
+                    if self._ahead:
+                        return self._read_ahead(length, buffer)
+                    return sslobj.read(length) if buffer is None else sslobj.read(length, buffer)  # type: ignore[no-any-return]
+            except (ssl.SSLWantReadError, ssl.SSLWantWriteError) as error:
+                self._wait_for(error, deadline)
 
     def _do_handshake(self) -> None:
         self._do(self._sslobj.do_handshake, deadline=self._deadline())
@@ -196,6 +199,7 @@ class TLSSocket(Encrypted, MeteredSocket):
             self._do(self._sslobj.shutdown, deadline=deadline)
         finally:
             self._sending.release()
+        self._hides_mode = False
         _Socket.settimeout(self, self._patience)
 
     # -- sending
@@ -251,7 +255,8 @@ class TLSSocket(Encrypted, MeteredSocket):
         deadline = self._deadline()
         self._take_turn(deadline)
         try:
-            self._send_left(deadline)
+            if self._left:
+                self._send_left(deadline)
             if type(data) is bytes and 0 < len(data) <= _RECORD:
                 sent = self._put(data, deadline)
                 if sent == len(data):
