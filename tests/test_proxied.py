@@ -688,6 +688,24 @@ def test_silent_ones_take_no_thread_and_no_process(case: Case) -> None:
         assert made.begun() == 3
 
 
+@in_every_way(BLOCKING)
+def test_a_hook_that_fails_keeps_waiting_whom_it_was_asked_for_and_ends_nothing(case: Case) -> None:
+    def ready_to_accept(self: Any) -> bool:
+        if flags["broken"]:
+            raise LookupError("a bug in the hook")
+        return True
+
+    flags = {"broken": False}
+    with front(case, members={"ready_to_accept": ready_to_accept}) as made, made.connect() as client:
+        made.wait_for_openings(1)
+        flags["broken"] = True
+        client.raw(v1())
+        assert until(lambda: len(made.faults()) > 1)
+        flags["broken"] = False
+        assert client.begin().ask()["announced"] == list(SOURCE)
+        assert {str(error) for error in made.faults()} == {"a bug in the hook"}
+
+
 @in_every_way([case for case in EVERY if case.way.own_process])
 def test_children_keep_nobodys_connection_open(case: Case) -> None:
     with front(case) as made, ExitStack() as stack:
