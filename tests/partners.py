@@ -12,10 +12,11 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from functools import cache
 from pathlib import Path
+from random import randrange
 from typing import Any
 
 import pytest
@@ -143,16 +144,19 @@ def finished(*command: Any, stdin: str = "", status: int | None = 0) -> str:
     return done.stdout
 
 
-def free_ports(number: int) -> list[int]:
-    """Ports that nobody listens on just now."""
-    socks = [socket.socket() for _ in range(number)]
-    try:
-        for sock in socks:
-            sock.bind(("127.0.0.1", 0))
-        return [sock.getsockname()[1] for sock in socks]
-    finally:
-        for sock in socks:
-            sock.close()
+def _free_ports(number: int) -> list[int]:
+    """Ports that nobody listens on just now, and that no client gets by chance (ip_local_port_range)."""
+    found: list[int] = []
+    while len(found) < number:
+        port = randrange(10000, 30000)
+        with socket.socket() as sock:
+            try:
+                sock.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+        if port not in found:
+            found.append(port)
+    return found
 
 
 def _listening() -> set[int]:
@@ -162,12 +166,17 @@ def _listening() -> set[int]:
 
 
 @contextmanager
-def daemon(*command: Any, ports: list[int]) -> Iterator[Program]:
-    """A program that serves: entered when it listens on all these ports, ended at the end of the block."""
-    with Program(*command) as program:
-        deadline = time.monotonic() + PATIENCE
-        while not _listening() >= set(ports):
-            if not program.runs or time.monotonic() > deadline:
-                raise AssertionError(f"{command} does not serve: {'' if program.runs else program.rest()}")
-            time.sleep(0.005)
-        yield program
+def daemon(number: int, command: Callable[[list[int]], list[Any]]) -> Iterator[list[int]]:
+    """A program that serves on so many ports, which `command` is told: entered when it listens, ended at the end."""
+    with ExitStack() as stack:
+        for tries in range(5):
+            ports = _free_ports(number)
+            program = stack.enter_context(Program(*command(ports)))
+            deadline = time.monotonic() + PATIENCE
+            while program.runs and not _listening() >= set(ports):
+                assert time.monotonic() < deadline, f"{command} does not serve"
+                time.sleep(0.005)
+            if program.runs:
+                break
+            assert tries < 4, program.rest()  # somebody else was faster to take a port
+        yield ports

@@ -22,7 +22,7 @@ from portico.lifecycle import EndReason, OpeningFailed
 from .balancing import Client, Front, facts, front
 from .certificates import Authority
 from .every_way import EVERY, TCP, Case, Peer, Served, in_every_way, serving
-from .partners import Program, daemon, finished, free_ports, partner
+from .partners import Program, daemon, finished, partner
 from .waiting import until
 
 SOME = [case for case in TCP if str(case) in ("thread-tcp4", "green-tcp4", "async-streams-tcp4")]
@@ -375,13 +375,14 @@ Configure = Callable[[list[int]], str]
 def haproxy(folder: Path, number: int, sections: Configure) -> Iterator[list[int]]:
     """HAProxy with these sections, which are told the ports they have."""
     program = partner("haproxy", "haproxy")
-    ports = free_ports(number)
-    settings = (
-        "global\n maxconn 200\ndefaults\n mode tcp\n timeout connect 9s\n timeout client 9s\n timeout server 9s\n"
-    )
+    times = "timeout connect 9s\n timeout client 9s\n timeout server 9s\n"
     place = folder / "haproxy.cfg"
-    place.write_text(f"{settings}{sections(ports)}\n")
-    with daemon(program, "-db", "-f", place, ports=ports):
+
+    def command(ports: list[int]) -> list[Any]:
+        place.write_text(f"global\n maxconn 200\ndefaults\n mode tcp\n {times}{sections(ports)}\n")
+        return [program, "-db", "-f", place]
+
+    with daemon(number, command) as ports:
         yield ports
 
 
@@ -505,13 +506,14 @@ def nginx(folder: Path, number: int, servers: Configure) -> Iterator[list[int]]:
     """nginx with these stream servers, which are told the ports they have."""
     module = "/usr/lib/nginx/modules/ngx_stream_module.so"
     program = partner("nginx", "nginx", "libnginx-mod-stream", needs=module)
-    ports = free_ports(number)
     place = folder / "nginx.conf"
-    place.write_text(
-        f"load_module {module}; daemon off; master_process off; pid {folder}/nginx.pid; error_log stderr warn;\n"
-        f"events {{ worker_connections 64; }}\nstream {{\n{servers(ports)}\n}}\n"
-    )
-    with daemon(program, "-p", folder, "-e", "stderr", "-c", place, ports=ports):
+    begin = f"load_module {module}; daemon off; master_process off; pid {folder}/nginx.pid; error_log stderr warn;\n"
+
+    def command(ports: list[int]) -> list[Any]:
+        place.write_text(f"{begin}events {{ worker_connections 64; }}\nstream {{\n{servers(ports)}\n}}\n")
+        return [program, "-p", folder, "-e", "stderr", "-c", place]
+
+    with daemon(number, command) as ports:
         yield ports
 
 
