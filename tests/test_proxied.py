@@ -512,6 +512,23 @@ def test_limits_that_are_set_while_headers_are_awaited_hold_for_them(case: Case)
         assert made.server.stats().refused == {"max_connections_per_client": 1, "deny": 1}
 
 
+@in_every_way(TCP)
+def test_who_thinks_between_his_header_and_his_question_is_not_slow(case: Case) -> None:
+    """`min_read_rate` measures from his first words to the last; the header is a proxy's."""
+
+    async def slow(peer: Any) -> None:
+        question = await peer.recv(100)
+        await peer.pause(0.3)
+        await peer.sendall(question + b"\n")
+
+    with front(case, body=slow, min_read_rate=1000, read_grace=0.1) as made, made.client(v1()) as client:
+        time.sleep(0.2)
+        client.say(b"who")
+        assert client.hear() == b"who"
+        made.wait_for_ends(1)
+        assert made.server.stats().ended == {"done": 1}
+
+
 # -- hooks, events and records
 
 

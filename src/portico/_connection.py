@@ -150,6 +150,8 @@ class Connection:
         """A trusted proxy says who its client is; or, with None or a header without one, that it is its own."""
         if header is not None and self.tally is None:
             self.preamble = header.length
+            if self.marks is not None:  # nor is it the beginning of what must come so fast
+                self.marks.window_since, self.marks.window_received = None, header.length
         if header is None or header.source is None:
             return
         self.proxy, self._connected = header, self.client_address
