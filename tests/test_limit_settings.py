@@ -54,7 +54,7 @@ WORSE: dict[str, list[Any]] = {
     "drain_spread": [NAN, INF, False],
     "grace": [NAN, INF, False],
     "access_log": ["", "TEXT", False, b"text"],
-    "tls": ["", b"cert.pem", {}, [], False],
+    "tls": ["", b"cert.pem", {}, []],
     "starttls": ["", 0.5, []],
     "handshake_timeout": [NAN, INF, False, [1]],
     "max_handshakes": [NAN, INF, False, [1]],

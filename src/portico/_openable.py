@@ -65,6 +65,7 @@ class Openable(Managed):
         _portico_open_lobby: Callable[[Any], None]
         _portico_loop: Any
         _portico_runs_inline: bool
+        _portico_handlers_are_async: bool
 
     # -- for the operator
 
@@ -104,7 +105,8 @@ class Openable(Managed):
         else:
             connections.openings.refresh(self)
         sock = getattr(self, "socket", None)
-        if isinstance(sock, _sockets.ServerSocket) and self._portico_blocks:
+        # Where handlers park, a loop of ours says what connections are; without one they block.
+        if isinstance(sock, _sockets.ServerSocket) and (self._portico_blocks or self._portico_loop is None):
             sock.make_connection = self._portico_connection_class(int(sock.family))
 
     def _portico_ready_keyring(self) -> Keyring | None:
@@ -123,7 +125,7 @@ class Openable(Managed):
 
         Such a listener would have the handshake done in its accept(), and everybody wait for it.
         """
-        if self.tls is not None:
+        if self.tls:
             return self.tls
         ssl: Any = sys.modules.get("ssl")
         sock = getattr(self, "socket", None)
@@ -200,6 +202,19 @@ class Openable(Managed):
         self._portico_opened(connection)
         return connection.client_address
 
+    def _portico_seal(self, request: Any, connection: Connection) -> None:
+        """Whoever uses this connection before it is opened, opens it: hooks that are overridden may leave that out."""
+        if connection.opening is not None and self._portico_keyring is not None and not self.starttls:
+            from ._sealed import seal
+
+            seal(request, self._portico_open_late, is_async=self._portico_handlers_are_async)
+
+    def _portico_open_late(self, request: Any) -> Any:
+        """Open it in the middle of its handler."""
+        connection = self._portico_connections.asked(request)
+        address = None if connection is None else connection.client_address
+        self._portico_open_request(request, address, connection)
+
     def _portico_opened(self, connection: Connection) -> None:
         openings = self._portico_connections.openings
         if openings is not None:
@@ -271,6 +286,9 @@ class Openable(Managed):
             raise TLSError("there are no certificates to encrypt with: give the server tls")
         if not hasattr(request, "begin"):
             raise TLSError(f"{type(request).__name__} cannot be encrypted: get_request must return what accept() does")
+        from ._sealed import unseal
+
+        unseal(request)
         request.suppress_ragged_eofs = self.suppress_ragged_eofs
         request.begin(keyring.context)
 

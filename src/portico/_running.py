@@ -95,7 +95,7 @@ class StopsOnSignals:
     def _reload(self, number: int, frame: FrameType | None) -> None:
         """What comes of it is an event of each server."""
         for server in self._servers if self._system.pid() == self._pid else ():
-            if server.tls is not None:
+            if server.tls:
                 server.reload_tls()
 
     def _drain(self, drain: Drain) -> None:

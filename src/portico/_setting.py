@@ -248,7 +248,9 @@ TOS_KIND: Final = Kind(
 
 TLS_KIND: Final = Kind(
     "a portico.TLS, an ssl.SSLContext, or none (portico serve: --tls-cert)",
-    lambda value: value is None or _is_tls(value),
+    lambda value: (
+        value is None or value is False or _is_tls(value)
+    ),  # False: a program's own attribute may be called so
     _maybe(_not_text),
 )
 PROXY_KIND: Final = Kind('"off", "optional" or "required"', lambda value: value in ("off", "optional", "required"), str)

@@ -308,7 +308,7 @@ def check(server: object) -> None:
         value = getattr(server, setting.name, setting.default)
         if value is not setting.default:  # `32.0` and `False` are equal to defaults, and wrong all the same
             setting.check(value)
-        if value != setting.default:
+        if value != setting.default and not (value is False and setting.default is None):
             changed.add(setting.name)
     if not changed:
         return

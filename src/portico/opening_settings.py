@@ -88,6 +88,6 @@ def check_opening(server: Any, changed: set[str]) -> str | None:
         return f"proxy_protocol ({mode!r}) needs proxy_trusted: the networks of those who may announce clients"
     if mode == "off" and "proxy_trusted" in changed:
         return 'proxy_trusted needs a proxy_protocol of "required" or "optional": with "off" nobody is asked'
-    if getattr(server, "starttls", False) and getattr(server, "tls", None) is None:
+    if getattr(server, "starttls", False) and not getattr(server, "tls", None):
         return "starttls needs tls: certificates to encrypt with"
     return None
