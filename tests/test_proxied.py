@@ -356,6 +356,34 @@ def test_the_time_for_a_header_changes_for_those_who_wait_already(case: Case) ->
         assert [event.reason for event in made.failures()] == [EndReason.HANDSHAKE_TIMEOUT] * 3
 
 
+def have_spoken(made: Front) -> int:
+    """Of how many the server has read a part of their header."""
+    openings = [connection.opening for connection in made.server.connections()]
+    return len([opening for opening in openings if opening is not None and opening._taken])
+
+
+@in_every_way(EVERY)
+def test_one_that_has_said_nothing_makes_room_and_one_that_has_does_not(case: Case) -> None:
+    with front(case, max_handshakes=2) as made, made.connect() as early, made.connect() as silent:
+        early.raw(v1()[:20])
+        made.wait_for_openings(2)
+        assert until(lambda: have_spoken(made) == 1)
+        with made.client(v1()) as client:
+            assert silent.is_refused()
+            assert client.ask()
+        assert until(lambda: made.failures())
+        (event,) = made.failures()
+        assert (event.reason, event.client_address) == (EndReason.HANDSHAKE_TIMEOUT, silent.address)
+        with made.connect() as another:
+            another.raw(v2()[:20])
+            assert until(lambda: have_spoken(made) == 2)
+            with made.connect() as third:
+                assert third.is_refused()
+            assert made.server.stats().refused == {"max_handshakes": 1}
+        early.raw(v1()[20:])
+        assert early.ask()["announced"] == list(SOURCE)
+
+
 @in_every_way(EVERY)
 def test_one_that_the_operator_closes_meanwhile_ends_so(case: Case) -> None:
     for said in (b"", b"PROXY TCP4 ", b"P"):
