@@ -93,7 +93,8 @@ class OnPaper:
 
     def send(self) -> None:
         """Send what is encrypted."""
-        self.sock.sendall(self._outgoing.read())
+        if data := self._outgoing.read():
+            self.sock.sendall(data)
 
     def record(self, data: bytes) -> bytes:
         """This, encrypted, in a record of its own."""

@@ -169,8 +169,13 @@ class Connection:
         """shutdown(2) of its socket, whatever kind that is; from any thread, under the feet of whoever reads there."""
         sock = self.current_socket()
         if isinstance(sock, socket.socket):
+            # Not its `shutdown`: a TLS socket's would wait, or take its protocol state away from the handler.
+            cut = getattr(sock, "portico_cut", None)
             try:
-                _shutdown(sock, how)  # a TLS socket's own would take its protocol state away from the handler
+                if cut is not None:
+                    cut(how)
+                else:
+                    _shutdown(sock, how)
             except OSError:  # closed, or the peer was first
                 return
         elif isinstance(sock, Metered):  # a session, which has no descriptor

@@ -130,7 +130,7 @@ class Encrypted(ssl.SSLSocket):
     def _read_ahead(self, length: int, buffer: Any) -> bytes | int:
         """What was read before it was wanted, or the end that has been met."""
         if not self._ahead and self.truncated and not self.suppress_ragged_eofs:
-            raise ssl.SSLEOFError(ssl.SSL_ERROR_EOF, "EOF occurred in violation of protocol")
+            raise truncated()
         data, self._ahead = self._ahead[:length], self._ahead[length:]
         if buffer is None:
             return data
@@ -223,6 +223,11 @@ def checked_timeout(value: float | None) -> float | None:
     if not seconds >= 0:
         raise ValueError("Timeout value out of range")
     return seconds
+
+
+def truncated() -> ssl.SSLEOFError:
+    """An end without a close_notify, in the words of `ssl`."""
+    return ssl.SSLEOFError(ssl.SSL_ERROR_EOF, "EOF occurred in violation of protocol")
 
 
 def closed() -> OSError:

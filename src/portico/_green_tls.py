@@ -13,7 +13,7 @@ from contextlib import suppress
 from time import monotonic
 from typing import Any, Final
 
-from ._encrypted import PARTING, Encrypted
+from ._encrypted import PARTING, Encrypted, truncated
 from ._green_sockets import CountedGreenSocket, GreenSocket
 from ._meters import kernel_counts_family
 from ._parking import READ, WRITE, retried
@@ -51,7 +51,7 @@ class GreenTLSSocket(Encrypted, GreenSocket):
 
     def _read(self, length: int, buffer: Any) -> bytes | int:
         sslobj, incoming, lock = self._sslobj, self._incoming, self._lock
-        tries = incoming.pending or sslobj.pending() or incoming.eof or self._ahead
+        tries = incoming.pending or sslobj.pending() or self._ahead
         while True:
             if tries:
                 try:
@@ -69,9 +69,12 @@ class GreenTLSSocket(Encrypted, GreenSocket):
                         self._flush(monotonic() + PARTING)
                     raise
             try:
-                self._feed(self._plain.recv(self, _CHUNK))
+                data = self._plain.recv(self, _CHUNK)
             except BlockingIOError:  # a socket without a timeout is told in the words of `ssl`
                 raise ssl.SSLWantReadError(ssl.SSL_ERROR_WANT_READ, "The operation did not complete (read)") from None
+            if not data:  # which OpenSSL need not know: it would send nothing more
+                raise truncated()
+            self._feed(data)
             tries = True
 
     def _feed(self, data: bytes) -> None:

@@ -11,10 +11,11 @@ import os
 import select
 import socket
 import ssl
+from contextlib import suppress
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
-from ._encrypted import PARTING, Encrypted, checked_timeout, closed
+from ._encrypted import PARTING, Encrypted, checked_timeout, closed, truncated
 from ._meters import CountedSocket, MeteredSocket, kernel_counts_family
 
 if TYPE_CHECKING:
@@ -24,6 +25,9 @@ __all__ = ["CountedTLSSocket", "TLSSocket", "tls_class"]
 
 _Socket: Any = socket.SocketType
 _RECORD: Final = 1 << 14
+_PEEK: Final = int(socket.MSG_PEEK)
+# What poll() says of a connection whose peer has ended it.
+_OVER: Final = int(getattr(select, "POLLRDHUP", 0)) | select.POLLHUP | select.POLLERR
 # Where the kernel encrypts: its level of options, the option to ask, the kind of message that names a record's type.
 _KERNEL_TLS: Final = 282
 _SENDS, _RECORD_TYPE = 1, 1
@@ -94,34 +98,48 @@ class TLSSocket(Encrypted, MeteredSocket):
             except (ssl.SSLWantReadError, ssl.SSLWantWriteError) as error:
                 self._wait_for(error, deadline, patient=patient)
 
-    def _wait_for(self, error: ssl.SSLError, deadline: float | None, *, patient: bool = False) -> None:
+    def _wait_for(self, error: ssl.SSLError, deadline: float | None, *, patient: bool = False) -> int:
         if self._patience == 0 and not patient:
             raise error
-        self._wait(select.POLLIN if isinstance(error, ssl.SSLWantReadError) else select.POLLOUT, deadline)
+        return self._wait(select.POLLIN if isinstance(error, ssl.SSLWantReadError) else select.POLLOUT, deadline)
 
-    def _wait(self, event: int, deadline: float | None) -> None:
+    def _wait(self, event: int, deadline: float | None) -> int:
+        """What poll() says when it may go on."""
         waiting = select.poll()
         descriptor = self.fileno()
         if descriptor < 0:
             raise closed()
-        waiting.register(descriptor, event)
-        if deadline is None:
-            waiting.poll()
-        elif not waiting.poll(max(0.0, deadline - monotonic()) * 1000):
+        waiting.register(descriptor, event | _OVER)
+        found = waiting.poll(None if deadline is None else max(0.0, deadline - monotonic()) * 1000)
+        if not found:
             raise TimeoutError("timed out")
+        return found[0][1]
 
     def _read(self, length: int, buffer: Any) -> bytes | int:
-        sslobj, deadline, lock = self._sslobj, self._deadline(), self._lock
+        sslobj, deadline, lock, seen = self._sslobj, self._deadline(), self._lock, 0
         if self._patience != 0 and not self._ahead and not sslobj.pending():
-            self._wait(select.POLLIN, deadline)  # first: to try in vain costs an exception, and one more call
+            seen = self._wait(select.POLLIN, deadline)  # first: to try in vain costs an exception, and one more call
         while True:
+            if seen & _OVER:
+                self._look_for_end()
             try:
                 with lock:
                     if self._ahead:
                         return self._read_ahead(length, buffer)
                     return sslobj.read(length) if buffer is None else sslobj.read(length, buffer)  # type: ignore[no-any-return]
             except (ssl.SSLWantReadError, ssl.SSLWantWriteError) as error:
-                self._wait_for(error, deadline)
+                seen = self._wait_for(error, deadline)
+
+    def _look_for_end(self) -> None:
+        """Raise what TCP's end is, if it is there: OpenSSL would send nothing more once it has seen it."""
+        try:
+            if _Socket.recv(self, 1, _PEEK):
+                return
+        except ConnectionError:
+            raise
+        except OSError:  # nothing has come yet; or the kernel decrypts, and has something to say that is no data
+            return
+        raise truncated()
 
     def _do_handshake(self) -> None:
         self._do(self._sslobj.do_handshake, deadline=self._deadline())
@@ -145,7 +163,7 @@ class TLSSocket(Encrypted, MeteredSocket):
         """A close_notify, encrypted; nothing if the kernel encrypts, and has been told to.
 
         OpenSSL writes it into one end of a pair, from which nothing can be read, that takes the connection's place for
-        so long. Whoever waits there meanwhile wakes when the pair is closed, and whoever shuts it down is found out.
+        so long. Whoever waits there meanwhile wakes when the pair is closed; who cuts or closes waits for `_lock`.
         """
         with self._lock:
             sslobj, number = self._sslobj, self.fileno()
@@ -171,10 +189,9 @@ class TLSSocket(Encrypted, MeteredSocket):
                         os.dup2(connection, number, inheritable=False)
                 finally:
                     os.close(connection)
-                word, cut = _read_all(far)
-        if cut:
-            _Socket.shutdown(self, socket.SHUT_RDWR)
-        return word
+                with suppress(BlockingIOError):  # the peer was first
+                    return far.recv(_RECORD)
+                return b""
 
     def _kernel_encrypts(self) -> bool:
         try:
@@ -182,11 +199,24 @@ class TLSSocket(Encrypted, MeteredSocket):
         except OSError:
             return False
 
+    def portico_cut(self, how: int) -> None:
+        """Shut TCP down, from any thread, whatever is under way."""
+        self._alone(_Socket.shutdown, self, how)
+
     def _real_close(self, _ss: Any = None) -> None:
-        lock: Any = getattr(self, "_lock", None)  # its number must be its own when it is closed: see `_last_word`
-        locked = lock is not None and lock.acquire(timeout=PARTING)
+        if self._sslobj is not None:
+            self._alone(self._forget)
+        super()._real_close()
+
+    def _forget(self) -> None:
+        self._sslobj = None
+
+    def _alone(self, call: Callable[..., Any], *arguments: Any) -> None:
+        """Not while another's number stands for it: see `_last_word`."""
+        lock: Any = getattr(self, "_lock", None)
+        locked = lock is not None and lock.acquire(timeout=PARTING)  # which a signal handler may find locked for good
         try:
-            super()._real_close()
+            call(*arguments)
         finally:
             if locked:
                 lock.release()
@@ -268,20 +298,6 @@ class TLSSocket(Encrypted, MeteredSocket):
                     sent += self._put(rest[sent : sent + _RECORD], deadline)
         finally:
             self._sending.release()
-
-
-def _read_all(sock: socket.socket) -> tuple[bytes, bool]:
-    """What has come there, and whether the other end has been shut down."""
-    pieces = []
-    try:
-        sock.send(b"x")
-        while piece := sock.recv(4096):
-            pieces.append(piece)
-    except BlockingIOError:
-        return b"".join(pieces), False
-    except OSError:
-        pass
-    return b"".join(pieces), True
 
 
 class CountedTLSSocket(TLSSocket, CountedSocket):
