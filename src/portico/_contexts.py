@@ -114,11 +114,12 @@ def adopt(context: ssl.SSLContext, *, try_it: bool = True) -> Made:
             "the SSLContext is one for clients: make it by ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), or by"
             " ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)"
         )
-    end = _tried(context, "the SSLContext") if try_it else None
+    theirs: Any = context.sni_callback
+    asks = theirs is not None and not isinstance(theirs, Names)  # who has certificates for names alone, and counts
+    end = _tried(context, "the SSLContext") if try_it and not asks else None
     wanted = (context.options | ssl.OP_NO_RENEGOTIATION) & ~ssl.OP_IGNORE_UNEXPECTED_EOF
     if context.options != wanted:
         context.options = wanted
-    theirs: Any = context.sni_callback
     if not isinstance(theirs, Names):
         context.sni_callback = Names({}, theirs)
     return Made(context, end, b"" if context.verify_mode == ssl.CERT_NONE else os.urandom(16))

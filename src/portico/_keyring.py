@@ -74,6 +74,11 @@ class Keyring:
                 raise TLSError("an SSLContext cannot be loaded anew: hand in a new one, reload_tls(context)")
             self._replace(self.source if source is None else source)
 
+    def watch(self, seconds: float | None) -> None:
+        """From one look to the next, from now on; None for none."""
+        if seconds != self._watch:
+            self._watch, self._due = seconds, float("inf") if seconds is None else float("-inf")
+
     def look(self, now: float) -> TLSError | None:
         """Reload what has changed on disk, if it is time; to be asked often, by any thread. Never raises.
 

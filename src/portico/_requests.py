@@ -49,13 +49,16 @@ def end_request(server: Any, request: Any, *, ran: bool = True) -> None:
             if connection.key is None:
                 request.connection = None  # it need not tell of its closing
         server.shutdown_request(request)
-    except Exception as error:
-        logs.emit(server, HookFailed("shutdown_request", error))
+    except BaseException as error:
+        if isinstance(error, Exception):
+            logs.emit(server, HookFailed("shutdown_request", error))
         try:
             server.close_request(request)
         except Exception:
             if isinstance(request, _socket.socket):
                 request.close()
+        if not isinstance(error, Exception):  # a green thread's end, in the middle of a last word
+            raise
     finally:
         if connection is not None:
             connections.end(connection)

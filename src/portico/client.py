@@ -21,12 +21,12 @@ __all__ = ["Client", "TLSInfo", "client_of", "tls_of"]
 class TLSInfo:
     """What a TLS connection has agreed on, and whom the other end has proved to be."""
 
-    __slots__ = ("_request", "alpn", "cipher", "peer", "server_name", "version")
+    __slots__ = ("_agreed", "_request", "alpn", "cipher", "peer", "server_name", "version")
 
     def __init__(self, request: Any) -> None:
         from ._certificates import PeerCertificate
 
-        self._request = request
+        self._request, self._agreed = request, _agreement(request)
         self.version: str = request.version()
         """ "TLSv1.3" or "TLSv1.2"."""
         self.cipher: str = request.cipher()[0]
@@ -37,6 +37,10 @@ class TLSInfo:
         """The name that the client has asked for (SNI), as it came: text of a stranger."""
         self.peer: PeerCertificate | None = PeerCertificate.of(request)
         """The client's certificate, verified; None if it has shown none, or was not asked to."""
+
+    def holds_for(self, request: Any) -> bool:
+        """Whether this is still what has been agreed on: not after another handshake, or in plain text again."""
+        return self._agreed is _agreement(request) or request.fileno() < 0
 
     @property
     def truncated(self) -> bool | None:
@@ -89,14 +93,14 @@ def client_of(connection: Connection | None, request: Any, client_address: Any) 
     """Who has sent this request; a datagram's sender is known by address alone."""
     proxy = None if connection is None else connection.proxy
     connected = client_address if connection is None else connection.connected_address
-    credentials = None if isinstance(connected, tuple) or type(request) is tuple else _credentials(connection, request)
+    credentials = None if type(request) is tuple else _credentials(connection, request)
     return Client(connected, proxy=proxy, credentials=credentials, tls=tls_of(connection, request))
 
 
 def tls_of(connection: Connection | None, request: Any) -> TLSInfo | None:
     """What its TLS has agreed on; None in plain text. Known on, once it has been asked for."""
     known: TLSInfo | None = None if connection is None else connection.tls
-    if known is not None:
+    if known is not None and known.holds_for(request):
         return known
     version = getattr(request, "version", None)  # a socket that a program has wrapped itself has one, too
     if version is None or version() is None:
@@ -105,6 +109,11 @@ def tls_of(connection: Connection | None, request: Any) -> TLSInfo | None:
     if connection is not None:
         connection.tls = found
     return found
+
+
+def _agreement(request: Any) -> Any:
+    """What OpenSSL knows a handshake by."""
+    return getattr(request, "ssl_object", None) or getattr(request, "_sslobj", None)
 
 
 def _credentials(connection: Connection | None, request: Any) -> Credentials | None:

@@ -10,7 +10,7 @@ import sys
 from io import DEFAULT_BUFFER_SIZE, BufferedIOBase, BufferedReader, BytesIO, RawIOBase
 
 from ._generics import Datagram, Generic, RequestT, ServerT
-from .errors import LineTooLong, SettingError
+from .errors import LineTooLong, SettingError, TLSError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -157,6 +157,7 @@ class StreamRequestHandler(BaseRequestHandler[ServerT, _socket.socket]):
             self.rfile = self.connection.makefile("rb", self.rbufsize)  # type: ignore[assignment]
         else:
             self.rfile = _line_reader(self.connection, self.rbufsize, self.max_line)
+        self._portico_rfile = self.rfile
         if self.wbufsize == 0:
             self.wfile = _SocketWriter(self.connection)
         else:
@@ -168,8 +169,13 @@ class StreamRequestHandler(BaseRequestHandler[ServerT, _socket.socket]):
         What `rfile` has read ahead is thrown away: whoever can put words into the plain text would else have them
         taken for the client's (RFC 3207, 4.2).
         """
-        self.wfile.flush()
         request: Any = self.request
+        self.server._portico_check_start(request)  # type: ignore[attr-defined]
+        if self.rfile is not self._portico_rfile:
+            raise TLSError(
+                "start_tls() needs the rfile that setup() made: another one may have read ahead"
+            )
+        self.wfile.flush()
         request.held = True
         try:
             while isinstance(self.rfile, BufferedReader) and self.rfile.read1(1 << 16):

@@ -105,8 +105,8 @@ def _rendered(event: Event) -> tuple[int, str, BaseException | None]:
         case DatagramsTruncated():
             size = "" if event.size is None else f", of {event.size} bytes"
             return _WARNING, (
-                f"a datagram from {event.client_address}{size} was longer than max_packet_size, {event.number} so far: "
-                "not handled as if it were whole, see handle_truncated"
+                f"a datagram from {event.client_address!r}{size} was longer than max_packet_size, {event.number} so "
+                "far: not handled as if it were whole, see handle_truncated"
             ), None  # fmt: skip
         case BufferShort():
             given = f"{event.setting} = {event.wanted} bytes were asked for, the kernel gives {event.given}"
@@ -124,12 +124,12 @@ def _rendered_of_connections(event: Event) -> tuple[int, str, BaseException | No
         case StateChanged():
             return _DEBUG, f"{event.before.value}, now {event.after.value}", None
         case ConnectionStarted():
-            return _DEBUG, f"connection {event.connection.id} from {event.connection.client_address}", None
+            return _DEBUG, f"connection {event.connection.id} from {event.connection.client_address!r}", None
         case ConnectionEnded():
             return _DEBUG, f"connection {event.connection.id} has ended: {event.connection.reason.value}", None
         case Refused():
             would = "would have been refused" if event.dry_run else "refused"
-            return _DEBUG, f"{event.client_address} {would}: {event.reason}", None
+            return _DEBUG, f"{event.client_address!r} {would}: {event.reason}", None
         case ConnectionsHigh():
             return _WARNING, f"{event.active} connections are open (connections_alarm, max_connections)", None
         case DrainWaiting():
@@ -152,11 +152,11 @@ def _rendered_of_connections(event: Event) -> tuple[int, str, BaseException | No
 
 
 def _whom(connection: Any) -> str:
-    return f"connection {connection.id} from {connection.client_address}" if connection.id else f"{connection.runner}"
+    return f"connection {connection.id} from {connection.client_address!r}" if connection.id else f"{connection.runner}"
 
 
 def _holder(event: LoopHeld) -> str:
-    return "a green thread" if event.client_address is None else f"the handler of {event.client_address}"
+    return "a green thread" if event.client_address is None else f"the handler of {event.client_address!r}"
 
 
 def _words(error: BaseException | None) -> str:
@@ -168,7 +168,7 @@ def _peer(event: RequestFailed) -> str:
     """A peer's name for a reader: Unix clients mostly have an empty address, but a process behind it."""
     address: Any = event.client_address
     if address:
-        return str(address)
+        return repr(address)  # a path may be a stranger's to choose, with a line's end in it
     try:
         who = _sockets.peer_credentials(event.request)
     except Exception:  # a closed socket, a datagram, a system without credentials: then there is nothing to add
