@@ -9,6 +9,7 @@ import os
 import socket
 import ssl
 import struct
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
@@ -70,10 +71,14 @@ def clean_rest(client: ssl.SSLSocket) -> bytes:
 
 
 class OnPaper:
-    """A client whose records can be held in hand: encrypted by it, sent by the test, whole, in part, or spoilt."""
+    """A client whose records can be held in hand: encrypted by it, sent by the test, whole, in part, or spoilt.
+
+    One thread may read while another one writes, which in an `ssl.SSLSocket` would meet inside OpenSSL.
+    """
 
     def __init__(self, sock: socket.socket, trust: ssl.SSLContext) -> None:
         self.sock = sock
+        self._lock = threading.Lock()
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._tls = trust.wrap_bio(self._incoming, self._outgoing, server_hostname=NAME)
         self._patiently(self._tls.do_handshake)
@@ -82,24 +87,33 @@ class OnPaper:
     def _patiently(self, call: Callable[[], Any]) -> Any:
         while True:
             try:
-                return call()
+                with self._lock:
+                    return call()
             except ssl.SSLWantReadError:
                 self.send()
                 data = self.sock.recv(65536)
-                if data:
-                    self._incoming.write(data)
-                else:
-                    self._incoming.write_eof()
+                with self._lock:
+                    if data:
+                        self._incoming.write(data)
+                    else:
+                        self._incoming.write_eof()
 
     def send(self) -> None:
         """Send what is encrypted."""
-        if data := self._outgoing.read():
+        with self._lock:
+            data = self._outgoing.read()
+        if data:
             self.sock.sendall(data)
+
+    def sendall(self, data: bytes) -> None:
+        for begin in range(0, len(data), 10_000):
+            self.sock.sendall(self.record(data[begin : begin + 10_000]))
 
     def record(self, data: bytes) -> bytes:
         """This, encrypted, in a record of its own."""
-        self._tls.write(data)
-        return self._outgoing.read()
+        with self._lock:
+            self._tls.write(data)
+            return self._outgoing.read()
 
     def last_word(self) -> bytes:
         """A close_notify."""

@@ -336,12 +336,11 @@ def _say(sock: Any, who: int, many: int) -> None:
 def _heard(peer: Any, total: int) -> dict[int, int]:
     """How many messages of each, all of them whole and in order."""
     heard: dict[int, int] = {}
-    with peer.makefile("rb") as file:
-        for _ in range(total):
-            who, number, size = struct.unpack("!BHI", file.read(7))
-            assert number == heard.get(who, 0)
-            assert file.read(size) == bytes([who]) * size
-            heard[who] = number + 1
+    for _ in range(total):
+        who, number, size = struct.unpack("!BHI", exactly(peer, 7))
+        assert number == heard.get(who, 0)
+        assert exactly(peer, size) == bytes([who]) * size
+        heard[who] = number + 1
     return heard
 
 
@@ -349,7 +348,7 @@ def _heard(peer: Any, total: int) -> dict[int, int]:
 @pytest.mark.parametrize("make", PAIRS)
 def test_messages_of_several_are_never_mixed(ours: Any, make: Any, seconds: float | None) -> None:
     """The broadcast of a chat: several send to one who takes his time, and one reads meanwhile."""
-    sock, peer = ours.secure(make)
+    sock, peer = ours.secure(make, on_paper=True)
     sock.settimeout(seconds)
     echo = ours.start(exactly, sock, len(RANDOM) // 4)
     with in_a_thread(peer.sendall, RANDOM[: len(RANDOM) // 4]):
@@ -377,9 +376,8 @@ def test_who_waits_for_his_turn_waits_no_longer_than_his_timeout(ours: Any) -> N
 def test_threads_of_the_system_may_use_a_green_one(known: Certificates) -> None:
     """Their calls block; those of green threads park."""
     with secured_world("green-asyncio", known) as world, ThreadPoolExecutor(1) as pool:
-        sock, peer = world.secure()
-        reading = world.start(sock.recv, 9)
-        world.others_go_on()
+        sock, peer = world.secure(on_paper=True)
+        reading = world.parks(sock.recv, 9)
         sending = pool.submit(sock.sendall, RANDOM)
         assert exactly(peer, len(RANDOM)) == RANDOM
         sending.result(PATIENCE)

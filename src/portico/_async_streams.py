@@ -12,6 +12,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 from weakref import ref
 
+from ._encrypted import LONGEST_PARTING
 from ._meters import MeteredSocket
 
 if TYPE_CHECKING:
@@ -21,10 +22,9 @@ if TYPE_CHECKING:
     from ._async_sockets import AsyncSocket
     from ._meters import Tally
 
-__all__ = ["PARTING", "CountedReader", "CountedWriter", "open_streams"]
+__all__ = ["CountedReader", "CountedWriter", "open_streams"]
 
-PARTING: Final = 1.0
-"""Seconds that an encrypted stream has to say its last word."""
+_PIECE: Final = 1 << 16
 
 
 class StreamSocket(MeteredSocket):
@@ -59,13 +59,14 @@ async def open_streams(
         connection.follow(plain)
         reader.tally = connection.tally
         request.connection = connection  # which the server looks for there when the request has ended
-    options: dict[str, Any] = {"ssl": tls, "ssl_handshake_timeout": seconds, "ssl_shutdown_timeout": PARTING}
+    options: dict[str, Any] = {"ssl": tls, "ssl_handshake_timeout": seconds, "ssl_shutdown_timeout": LONGEST_PARTING}
     try:
         transport, _ = await loop.connect_accepted_socket(lambda: protocol, plain, **options if tls is not None else {})
     except BaseException:
         plain.close()
         raise
     writer = CountedWriter(transport, protocol, reader, loop)
+    writer.in_pieces = tls is not None
     if reader.tally is not None:
         writer.count_in(reader.tally)
     return writer
@@ -92,6 +93,9 @@ class CountedWriter(asyncio.StreamWriter):
     """A `StreamWriter` that counts what it is given, less what waits for the peer to take something."""
 
     tally: Tally | None = None
+    in_pieces = False
+    """Whether much is written piece by piece: the loops' TLS hands each on as a whole, however much waits already, and
+    from then on knows of it no more."""
 
     def count_in(self, tally: Tally) -> None:
         known = ref(self)  # a connection may be remembered for longer than its streams
@@ -109,6 +113,7 @@ class CountedWriter(asyncio.StreamWriter):
     def go_on(self, transport: Any, protocol: asyncio.StreamReaderProtocol) -> None:
         """Write by another transport from here on, as asyncio's own `start_tls` has it."""
         self._transport, self._protocol = transport, protocol
+        self.in_pieces = True
 
     def unsent(self) -> int:
         try:
@@ -119,7 +124,12 @@ class CountedWriter(asyncio.StreamWriter):
             return 0 if self.tally is None else self.tally.sent
 
     def write(self, data: Any) -> None:
-        super().write(data)
+        if self.in_pieces and len(data) > _PIECE:
+            with memoryview(data) as view, view.cast("B") as whole:
+                for begin in range(0, len(whole), _PIECE):
+                    super().write(bytes(whole[begin : begin + _PIECE]))
+        else:
+            super().write(data)
         if self.tally is not None:
             self.tally.sent += memoryview(data).nbytes
             self.tally.said = monotonic()

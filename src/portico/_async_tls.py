@@ -10,11 +10,13 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
+from time import monotonic
 from typing import Any, Final
 
 from ._async_sockets import AsyncSocket, CountedAsyncSocket
-from ._async_streams import PARTING, CountedReader, CountedWriter, open_streams
-from ._meters import kernel_counts_family
+from ._async_streams import CountedReader, CountedWriter, open_streams
+from ._encrypted import LONGEST_PARTING, PARTING
+from ._meters import kernel_counts_family, out_queue
 
 __all__ = ["AsyncTLSSocket", "CountedAsyncTLSSocket", "TLSProtocol", "async_tls_class"]
 
@@ -81,7 +83,7 @@ class AsyncTLSSocket(AsyncSocket):
         await writer.drain()
         reader.begin_anew()
         plain, self._protocol = writer.protocol, TLSProtocol(reader, ragged=self.suppress_ragged_eofs)
-        options: dict[str, Any] = {"ssl_handshake_timeout": seconds, "ssl_shutdown_timeout": PARTING}
+        options: dict[str, Any] = {"ssl_handshake_timeout": seconds, "ssl_shutdown_timeout": LONGEST_PARTING}
         try:
             loop = asyncio.get_running_loop()
             transport: Any = await loop.start_tls(
@@ -196,18 +198,55 @@ class AsyncTLSSocket(AsyncSocket):
         self.writer.close()
 
     async def closed(self) -> None:
-        """Say close_notify, when all that was written is sent; the loop waits `PARTING` seconds for that, no longer."""
-        if not self.secured or self.writer.is_closing():
+        """Say close_notify when all that was written is sent. A peer that takes nothing for `PARTING` seconds is left.
+
+        asyncio waits for the peer's answer, too; here that is over as soon as it has taken all.
+        """
+        if not self.secured:
             return
-        if self.connection is not None:
-            self.connection.measure()  # now: uvloop closes the descriptor before it says so
-        self.was_connected = True
-        self._part()
+        writer = self.writer
         try:
-            async with asyncio.timeout(2 * PARTING):
-                await self.writer.wait_closed()
-        except (OSError, TimeoutError):  # the peer has gone
-            self.writer.transport.abort()
+            if not writer.is_closing():
+                if self.connection is not None:
+                    self.connection.measure()  # now: uvloop closes the descriptor before it says so
+                self.was_connected = True
+                if writer.unsent():
+                    writer.transport.set_write_buffer_limits(0)
+                    await writer.drain()
+                self._part()
+            await self._gone()
+        except OSError:  # the peer has gone
+            writer.transport.abort()
+        except BaseException:  # cancelled while the peer did not take the rest
+            writer.transport.abort()
+            raise
+
+    async def _gone(self) -> None:
+        """Until it is closed, or nothing more comes of waiting: then it is given up."""
+        writer, now = self.writer, monotonic()
+        left, since, end = self._untaken(), now, now + LONGEST_PARTING
+        over = asyncio.ensure_future(writer.wait_closed())
+        over.add_done_callback(_look_at)
+        pause = 0.002
+        while not (await asyncio.wait([over], timeout=pause))[0]:
+            pause, now, before = min(pause * 2, 0.05), monotonic(), left
+            left = self._untaken()
+            if left < before:
+                since = now
+            if not left or now - since >= PARTING or now >= end:
+                writer.transport.abort()
+                return
+
+    def _untaken(self) -> int:
+        """Bytes on their way to the peer, as far as that is known."""
+        carrier = self._carrier()
+        return self.writer.unsent() + (0 if carrier is None else out_queue(carrier))
+
+
+def _look_at(over: asyncio.Future[None]) -> None:
+    """asyncio would tell of an error that nobody has asked for: that of a peer that has gone."""
+    if not over.cancelled():
+        over.exception()
 
 
 def _too_late(error: ConnectionAbortedError) -> TimeoutError:

@@ -15,11 +15,13 @@ import threading
 from time import monotonic
 from typing import Any, Final
 
-__all__ = ["PARTING", "Encrypted"]
+__all__ = ["LONGEST_PARTING", "PARTING", "Encrypted", "checked_timeout", "closed", "truncated"]
 
 _Socket: Any = socket.SocketType
 PARTING: Final = 1.0
-"""Seconds that a peer has to take our last word, the close_notify, if it has not taken what came before."""
+"""Seconds in which a peer has to take something, if our last word, the close_notify, waits for what came before."""
+LONGEST_PARTING: Final = 30.0
+"""Seconds after which it is not said any more, however busily the peer reads."""
 
 
 class Encrypted(ssl.SSLSocket):
@@ -163,7 +165,7 @@ class Encrypted(ssl.SSLSocket):
         _Socket.shutdown(self, how)
 
     def _say_close(self) -> None:
-        """Send a close_notify, and wait for no answer; `PARTING` seconds at most for there to be room.
+        """Send a close_notify, and wait for no answer; for room, as long as the peer takes something.
 
         OpenSSL would look for the answer at once, and lose any data that it finds instead: it must not find any.
         """

@@ -13,9 +13,9 @@ from contextlib import suppress
 from time import monotonic
 from typing import Any, Final
 
-from ._encrypted import PARTING, Encrypted, truncated
+from ._encrypted import LONGEST_PARTING, PARTING, Encrypted, truncated
 from ._green_sockets import CountedGreenSocket, GreenSocket
-from ._meters import kernel_counts_family
+from ._meters import kernel_counts_family, out_queue
 from ._parking import READ, WRITE, retried
 
 __all__ = ["CountedGreenTLSSocket", "GreenTLSSocket", "green_tls_class"]
@@ -116,7 +116,19 @@ class GreenTLSSocket(Encrypted, GreenSocket):
             self._look_ahead()
             with suppress(OSError):  # the peer's answer, which nobody waits for
                 self._sslobj.shutdown()
-        self._flush(monotonic() + PARTING)
+        end, waiting = monotonic() + LONGEST_PARTING, self._untaken()
+        while True:
+            try:
+                self._flush(min(end, monotonic() + PARTING))
+                return
+            except TimeoutError:
+                before, waiting = waiting, self._untaken()
+                if waiting >= before or monotonic() >= end:
+                    raise
+
+    def _untaken(self) -> int:
+        """Bytes on their way to the peer."""
+        return len(self._unsent) + self._outgoing.pending + out_queue(self)
 
     def _look_ahead(self) -> None:
         """Read what has come: `_say_close` says why."""

@@ -30,6 +30,7 @@ __all__ = [
     "kernel_figures",
     "kernel_totals",
     "kernel_traffic",
+    "out_queue",
 ]
 
 _Socket: Any = socket.SocketType
@@ -86,7 +87,7 @@ class Tally:
         if self.unsent is not None:
             unsent = self.unsent()
             sent = self._told = max(self._told, sent - unsent)
-        waiting = _out_queue(sock)
+        waiting = out_queue(sock)
         taken, waiting = sent - waiting, waiting + unsent
         return Traffic(self.received, sent, taken=taken, waiting=waiting, heard=self.heard, said=self.said)
 
@@ -132,7 +133,7 @@ def kernel_traffic(figures: bytes, now: float) -> Traffic:
     return Traffic(received, sent, taken=sent - waiting, waiting=waiting, heard=heard, said=said)
 
 
-def _out_queue(sock: Any) -> int:
+def out_queue(sock: Any) -> int:
     """Memory that holds what the peer has not read yet (SIOCOUTQ, unix(7)); 0 where that cannot be known."""
     try:
         from array import array

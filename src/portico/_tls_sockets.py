@@ -15,8 +15,8 @@ from contextlib import suppress
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
-from ._encrypted import PARTING, Encrypted, checked_timeout, closed, truncated
-from ._meters import CountedSocket, MeteredSocket, kernel_counts_family
+from ._encrypted import LONGEST_PARTING, PARTING, Encrypted, checked_timeout, closed, truncated
+from ._meters import CountedSocket, MeteredSocket, kernel_counts_family, out_queue
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -89,17 +89,16 @@ class TLSSocket(Encrypted, MeteredSocket):
 
     # -- OpenSSL's operations, one at a time
 
-    def _do(self, call: Callable[..., Any], *arguments: Any, deadline: float | None, patient: bool = False) -> Any:
-        """`patient`: wait for it even if the socket does not block for its user."""
+    def _do(self, call: Callable[..., Any], *arguments: Any, deadline: float | None) -> Any:
         while True:
             try:
                 with self._lock:
                     return call(*arguments)
             except (ssl.SSLWantReadError, ssl.SSLWantWriteError) as error:
-                self._wait_for(error, deadline, patient=patient)
+                self._wait_for(error, deadline)
 
-    def _wait_for(self, error: ssl.SSLError, deadline: float | None, *, patient: bool = False) -> int:
-        if self._patience == 0 and not patient:
+    def _wait_for(self, error: ssl.SSLError, deadline: float | None) -> int:
+        if self._patience == 0:
             raise error
         return self._wait(select.POLLIN if isinstance(error, ssl.SSLWantReadError) else select.POLLOUT, deadline)
 
@@ -145,19 +144,37 @@ class TLSSocket(Encrypted, MeteredSocket):
         self._do(self._sslobj.do_handshake, deadline=self._deadline())
 
     def _say_close(self) -> None:
-        deadline = monotonic() + PARTING
+        end = monotonic() + LONGEST_PARTING
         if not self._sending.acquire(timeout=PARTING):  # somebody sends, and the peer does not read
             return
         try:
-            self._send_left(deadline, patient=True)
+            while self._left:
+                try:
+                    with self._lock:
+                        self._sslobj.write(self._left)
+                    self._left = None
+                except ssl.SSLWantWriteError:
+                    self._wait_for_room(end)
             word = self._last_word()
             while word:
                 try:
                     word = word[_Socket.send(self, word) :]
                 except BlockingIOError:
-                    self._wait(select.POLLOUT, deadline)
+                    self._wait_for_room(end)
         finally:
             self._sending.release()
+
+    def _wait_for_room(self, end: float) -> None:
+        """As long as the peer takes something."""
+        waiting = out_queue(self)
+        while True:
+            try:
+                self._wait(select.POLLOUT, min(end, monotonic() + PARTING))
+                return
+            except TimeoutError:
+                before, waiting = waiting, out_queue(self)
+                if waiting >= before or monotonic() >= end:
+                    raise
 
     def _last_word(self) -> bytes:
         """A close_notify, encrypted; nothing if the kernel encrypts, and has been told to.
@@ -252,9 +269,9 @@ class TLSSocket(Encrypted, MeteredSocket):
             raise
         return sent
 
-    def _send_left(self, deadline: float | None, *, patient: bool = False) -> None:
+    def _send_left(self, deadline: float | None) -> None:
         if self._left:
-            self._do(self._sslobj.write, self._left, deadline=deadline, patient=patient)
+            self._do(self._sslobj.write, self._left, deadline=deadline)
             self._left = None
 
     def _write(self, data: Any) -> int:

@@ -201,9 +201,11 @@ class AsyncMixIn(OnLoop):
         except Exception:
             self._portico_tell_of_failure(request, client_address)
         finally:
-            if self._portico_keyring is not None and hasattr(request, "secured"):
-                await request.closed()
-            end_request(self, request)
+            try:
+                if self._portico_keyring is not None and hasattr(request, "secured"):
+                    await request.closed()
+            finally:  # it may be cancelled there
+                end_request(self, request)
 
     _portico_handlers_are_async = True
 
