@@ -168,7 +168,8 @@ def _peer(event: RequestFailed) -> str:
     """A peer's name for a reader: Unix clients mostly have an empty address, but a process behind it."""
     address: Any = event.client_address
     if address:
-        return repr(address)  # a path may be a stranger's to choose, with a line's end in it
+        text = str(address)
+        return text if text.isprintable() else repr(address)  # a path may be a stranger's to choose
     try:
         who = _sockets.peer_credentials(event.request)
     except Exception:  # a closed socket, a datagram, a system without credentials: then there is nothing to add
