@@ -11,12 +11,15 @@ import asyncio
 import socket
 import ssl
 from time import monotonic
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from ._async_sockets import AsyncSocket, CountedAsyncSocket
 from ._async_streams import CountedReader, CountedWriter, open_streams
 from ._encrypted import LONGEST_PARTING, PARTING
 from ._meters import kernel_counts_family, out_queue
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
 
 __all__ = ["AsyncTLSSocket", "CountedAsyncTLSSocket", "TLSProtocol", "async_tls_class"]
 
@@ -200,7 +203,8 @@ class AsyncTLSSocket(AsyncSocket):
     async def closed(self) -> None:
         """Say close_notify when all that was written is sent. A peer that takes nothing for `PARTING` seconds is left.
 
-        asyncio waits for the peer's answer, too; here that is over as soon as it has taken all.
+        Not before half a minute as long as something of what was written is still here. asyncio waits for the peer's
+        answer, too; here that is over as soon as it has taken all.
         """
         if not self.secured:
             return
@@ -212,20 +216,22 @@ class AsyncTLSSocket(AsyncSocket):
                 self.was_connected = True
                 if writer.unsent():
                     writer.transport.set_write_buffer_limits(0)
-                    await writer.drain()
+                    await self._while_taken(writer.drain(), LONGEST_PARTING)
                 self._part()
-            await self._gone()
+            await self._while_taken(writer.wait_closed(), PARTING, until_all_is=True)
         except OSError:  # the peer has gone
             writer.transport.abort()
         except BaseException:  # cancelled while the peer did not take the rest
             writer.transport.abort()
             raise
 
-    async def _gone(self) -> None:
-        """Until it is closed, or nothing more comes of waiting: then it is given up."""
-        writer, now = self.writer, monotonic()
+    async def _while_taken(
+        self, step: Coroutine[Any, Any, None], patience: float, *, until_all_is: bool = False
+    ) -> None:
+        """Wait for it, but not when the peer has taken nothing for so many seconds; or, then, all that there is."""
+        now = monotonic()
         left, since, end = self._untaken(), now, now + LONGEST_PARTING
-        over = asyncio.ensure_future(writer.wait_closed())
+        over = asyncio.ensure_future(step)  # which comes to its end with the transport in any case
         over.add_done_callback(_look_at)
         pause = 0.002
         while not (await asyncio.wait([over], timeout=pause))[0]:
@@ -233,9 +239,8 @@ class AsyncTLSSocket(AsyncSocket):
             left = self._untaken()
             if left < before:
                 since = now
-            if not left or now - since >= PARTING or now >= end:
-                writer.transport.abort()
-                return
+            if now - since >= patience or (until_all_is and (not left or now >= end)):
+                raise TimeoutError("the peer does not read, or does not answer")
 
     def _untaken(self) -> int:
         """Bytes on their way to the peer, as far as that is known."""
