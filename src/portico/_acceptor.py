@@ -136,6 +136,9 @@ class Acceptor:
         flags = self._flags
         if flags[STOP_FLAG] or self._watched is None:
             return
+        if self._server._portico_ticks:  # its listener may have been wrapped in TLS a moment ago
+            self._server._portico_look_at_listener()
+            self._listening = self._listening or _sockets.is_listening(getattr(self._server, "socket", None))
         if self._listening and _POSIX:
             # Every time: processes may share the listener, and one that ends sets its mode back. 0.3 us.
             try:
@@ -240,9 +243,10 @@ class Acceptor:
             try:
                 self._watched = self._loop.watch(self._server, self.drain)
             except ValueError:
-                if not self._closed():
-                    raise
-                self._server._portico_stop()  # closed a moment ago
+                if self._closed():
+                    self._server._portico_stop()  # closed a moment ago
+                else:
+                    self._server._portico_ticks = True  # about to be wrapped in TLS: the next turn finds it
         elif self._watched is not None:
             self._loop.unwatch(self._watched)
             self._watched = None

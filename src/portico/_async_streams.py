@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from contextlib import suppress
+from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 from weakref import ref
@@ -17,7 +19,7 @@ from ._meters import MeteredSocket
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from ._async_sockets import AsyncSocket
     from ._meters import Tally
@@ -30,7 +32,24 @@ _PIECE: Final = 1 << 16
 class StreamSocket(MeteredSocket):
     """What carries a stream: asyncio closes it, uvloop detaches it and closes the number. Either is its end."""
 
-    __slots__ = ()
+    __slots__ = ("end_reading",)
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.end_reading: Callable[[], object] | None = None
+        """Has its reader find the end, where the loop's TLS would end both ways with TCP's."""
+
+    def portico_cut(self, how: int) -> None:
+        """Shut TCP down, or only what is read from it, from any thread."""
+        if how == socket.SHUT_RD and self.end_reading is not None:
+            with suppress(RuntimeError):  # the loop is closed
+                self.end_reading()
+        else:
+            socket.SocketType.shutdown(self, how)
+
+    def end_for(self, reader: asyncio.StreamReader) -> None:
+        """It carries TLS, for this one."""
+        self.end_reading = partial(asyncio.get_running_loop().call_soon_threadsafe, reader.feed_eof)
 
     def detach(self) -> int:
         if self.connection is not None:
@@ -59,6 +78,8 @@ async def open_streams(
         connection.follow(plain)
         reader.tally = connection.tally
         request.connection = connection  # which the server looks for there when the request has ended
+    if tls is not None:
+        plain.end_for(reader)
     options: dict[str, Any] = {"ssl": tls, "ssl_handshake_timeout": seconds, "ssl_shutdown_timeout": LONGEST_PARTING}
     try:
         transport, _ = await loop.connect_accepted_socket(lambda: protocol, plain, **options if tls is not None else {})
@@ -76,8 +97,11 @@ class CountedReader(asyncio.StreamReader):
     """A `StreamReader` that counts what it is fed."""
 
     tally: Tally | None = None
+    _eof: bool
 
     def feed_data(self, data: Any) -> None:
+        if self._eof:  # it has been told to end; more may come all the same
+            return
         if self.tally is not None:
             self.tally.received += len(data)
             self.tally.heard = monotonic()

@@ -14,7 +14,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
 from ._async_sockets import AsyncSocket, CountedAsyncSocket
-from ._async_streams import CountedReader, CountedWriter, open_streams
+from ._async_streams import CountedReader, CountedWriter, StreamSocket, open_streams
 from ._encrypted import LONGEST_PARTING, PARTING
 from ._meters import kernel_counts_family, out_queue
 
@@ -98,6 +98,9 @@ class AsyncTLSSocket(AsyncSocket):
                 raise _too_late(error) from error
             raise
         self._protocol.connection_made(transport)
+        carrier = None if self.connection is None else self.connection.current_socket()
+        if isinstance(carrier, StreamSocket):
+            carrier.end_for(reader)
         writer.go_on(transport, self._protocol)
         self.secured = True
 

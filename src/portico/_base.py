@@ -100,6 +100,8 @@ class BaseServer(Serving, Generic[RequestT]):
         else:
             self._portico_infer_family()
             self.socket = self._portico_socket_class(self.address_family, self.socket_type)
+        if self._portico_keyring is not None:  # also for a program's own loop
+            self._portico_prepare_openings()
         if bind_and_activate:
             try:
                 self.server_bind()

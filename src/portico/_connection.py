@@ -103,6 +103,11 @@ class Connection:
         return self._local
 
     @property
+    def server(self) -> Any:
+        """Whose connection it is."""
+        return self._server
+
+    @property
     def connected_address(self) -> Any:
         """Who has connected: `client_address`, or the proxy that has announced that one."""
         return self.client_address if self.proxy is None else self._connected

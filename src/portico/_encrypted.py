@@ -49,6 +49,8 @@ class Encrypted(ssl.SSLSocket):
         self.held = False
         """Whether nothing may be read from it just now; a file over it then shows what it has read ahead."""
         self.portico_server_name: str | None = None
+        self.ending = False
+        """Whether its server ends it, so that nothing more is to be read."""
         self._ahead = b""
         """What has been read before it was wanted."""
 

@@ -10,6 +10,7 @@ import socket
 from time import monotonic
 
 from . import _sockets, logs
+from ._addresses import AF_UNIX
 from ._connection import Connection
 from ._meters import Metered
 from .admission import UNANNOUNCED
@@ -142,6 +143,7 @@ class Entry:
             connection = found
         if openings is not None and opening is not None:
             openings.add(connection, opening)
+            server._portico_seal(request, connection)
         if self.keeper is not None:
             self.keeper.add(connection)
         if self.tells:
@@ -195,7 +197,7 @@ class Entry:
     def _refusal_of_user(self, request: Any, client_address: Any) -> str | None:
         """Which setting keeps whoever is behind a Unix socket out; whom nobody knows, all of them do."""
         admission = self.admission
-        if admission is None or not admission.asks_for_users or isinstance(client_address, tuple):
+        if admission is None or not admission.asks_for_users or not _is_unix(request, client_address):
             return None
         try:
             return admission.refusal_of_user(_sockets.peer_credentials(request).uid, _sockets.peer_groups(request))
@@ -286,6 +288,12 @@ class Entry:
         if now - self._alarmed_at >= server.alarm_cooldown:
             self._alarmed_at = now
             logs.emit(server, ConnectionsHigh(len(self._live)))
+
+
+def _is_unix(request: Any, client_address: Any) -> bool:
+    """Whether it has come over a Unix socket, whatever its client is called."""
+    family = getattr(request, "family", None)
+    return not isinstance(client_address, tuple) if family is None else family == AF_UNIX
 
 
 def _client(request: Any, client_address: Any) -> Any:

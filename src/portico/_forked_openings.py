@@ -81,9 +81,9 @@ class ForkedOpenings(Serving):
             self._portico_tell(connection, _HEARD)
         super()._portico_secure(request, seconds)
 
-    def _portico_opened(self, connection: Connection) -> None:
+    def _portico_opened(self, connection: Connection, request: Any) -> None:
         self._portico_tell(connection, _OPEN)
-        super()._portico_opened(connection)
+        super()._portico_opened(connection, request)
 
     def _portico_tell(self, connection: Connection, step: int) -> None:
         """In the child: so far has it come."""

@@ -13,10 +13,13 @@ from contextlib import suppress
 from time import monotonic
 from typing import Any, Final
 
+from greenlet import getcurrent
+
 from ._encrypted import LONGEST_PARTING, PARTING, Encrypted, truncated
 from ._green_sockets import CountedGreenSocket, GreenSocket
+from ._hub import GreenThread
 from ._meters import kernel_counts_family, out_queue
-from ._parking import READ, WRITE, retried
+from ._parking import AGAIN, READ, WRITE
 
 __all__ = ["CountedGreenTLSSocket", "GreenTLSSocket", "green_tls_class"]
 
@@ -44,6 +47,8 @@ class GreenTLSSocket(Encrypted, GreenSocket):
     def _encrypt(self, context: Any) -> None:
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._sslobj = context._wrap_bio(self._incoming, self._outgoing, True, None, owner=self, session=None)
+        self._line: list[GreenThread] = []
+        """Who waits to send."""
         self._unsent: Any = b""
         """What is encrypted, and could not be sent before a deadline: to be sent before all else."""
 
@@ -162,47 +167,100 @@ class GreenTLSSocket(Encrypted, GreenSocket):
             return
         if flags:
             raise ValueError(f"non-zero flags not allowed in calls to sendall() on {type(self)}")
+        if type(data) is bytes and 0 < len(data) <= _RECORD and self._sends_at_once and self._send_record(data):
+            return
         deadline = monotonic() + self._timeout if self._timeout else None
         if self._unsent:
             self._flush(deadline)
-        if type(data) is bytes and 0 < len(data) <= _PIECE:
-            self._send_piece(data, deadline)
-            return
         with memoryview(data) as view, view.cast("B") as rest:
             for begin in range(0, len(rest), _PIECE):
                 self._send_piece(rest[begin : begin + _PIECE], deadline)
 
+    def _send_record(self, data: bytes) -> bool:
+        """Encrypt and send one record, if that can be done here and now; False if nothing has been done.
+
+        Measured with 64-byte echoes: 1.5 us less than by `_send_piece`.
+        """
+        if not self._sending.acquire(False):
+            return False
+        try:
+            if self._unsent or not self._writable or self._home is None:
+                return False
+            with self._lock:
+                self._sslobj.write(data)
+                out = self._outgoing.read()
+            try:
+                sent = _send(self, out)
+            except AGAIN:
+                sent = 0
+            if sent < len(out):
+                self._unsent = memoryview(out)[sent:]
+                self._send_unsent(monotonic() + self._timeout if self._timeout else None)
+        finally:
+            self._end_turn()
+        if self._patience:
+            self._patience -= 1
+        else:
+            self._give_way()
+        return True
+
     def _send_piece(self, data: Any, deadline: float | None) -> None:
-        with self._lock:
-            write = self._sslobj.write
-            sent = write(data)
-            while sent < len(data):  # a record each
-                sent += write(data[sent:])
-        self._flush(deadline)
+        self._take_turn(deadline)
+        try:
+            with self._lock:
+                write = self._sslobj.write
+                sent = write(data)
+                while sent < len(data):  # a record each
+                    sent += write(data[sent:])
+            self._send_unsent(deadline)
+        finally:
+            self._end_turn()
 
     def _flush(self, deadline: float | None) -> None:
-        """Send what is encrypted, in order: one of those who have written does it for all, the others wait for that."""
-        if not self._sending.acquire(blocking=False):
+        """Send what is encrypted."""
+        self._take_turn(deadline)
+        try:
+            self._send_unsent(deadline)
+        finally:
+            self._end_turn()
+
+    def _send_unsent(self, deadline: float | None) -> None:
+        while True:
+            if not self._unsent:
+                with self._lock:
+                    self._unsent = self._outgoing.read()
+                if not self._unsent:
+                    return
+            try:
+                sent = self._call(WRITE, _send, self._unsent, deadline=deadline)
+            except BlockingIOError:
+                raise _no_room() from None
+            self._unsent = memoryview(self._unsent)[sent:]
+
+    # -- turns: of those who send, one after the other, each parked in the middle of it as long as need be
+
+    def _take_turn(self, deadline: float | None) -> None:
+        while not self._sending.acquire(blocking=False):
             if self._timeout == 0:
                 raise _no_room()
-            retried(self._take_turn, deadline)
-        try:
-            while True:
-                with self._lock:
-                    data = self._unsent or self._outgoing.read()
-                if not data:
+            if deadline is not None and monotonic() >= deadline:
+                raise TimeoutError("timed out")
+            thread = getcurrent()
+            if type(thread) is not GreenThread or thread.hub is not self._home:
+                if self._sending.acquire(timeout=-1 if deadline is None else max(0.0, deadline - monotonic())):
                     return
-                self._unsent = data
-                sent = self._call(WRITE, _send, data, deadline=deadline)
-                self._unsent = memoryview(data)[sent:] if sent < len(data) else b""
-        except BlockingIOError:
-            raise _no_room() from None
-        finally:
-            self._sending.release()
+                continue
+            self._line.append(thread)
+            try:
+                thread.park() if deadline is None else thread.park_until(deadline)
+            finally:
+                self._line.remove(thread)
 
-    def _take_turn(self) -> None:
-        if not self._sending.acquire(blocking=False):
-            raise BlockingIOError
+    def _end_turn(self) -> None:
+        self._sending.release()
+        if self._line:  # in whichever thread this is
+            with suppress(RuntimeError, IndexError):  # the loop is closed; nobody waits any more
+                self._hub.loop.call_soon_threadsafe(self._line[0].switch)  # type: ignore[union-attr]
 
 
 def _no_room() -> ssl.SSLWantWriteError:

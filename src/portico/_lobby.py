@@ -1,8 +1,8 @@
 """The lobby: where connections are opened by the loop that has accepted them, without a wait.
 
-There a PROXY header is read for all blocking ways to run, so that its client is known, and counted, before a thread or
-a process is spent; and where the loop runs requests itself, TLS's handshake is done there, too: whoever is silent keeps
-nobody waiting. What a step is says `_opening`, what follows the server.
+There a PROXY header is read for all blocking ways to run, and the first byte of a handshake waited for, so that no
+thread and no process is spent on who is silent, and a client is known, and counted, before. Where the loop runs
+requests itself, the handshake is done there, too. What a step is says `_opening`, what follows the server.
 """
 
 from __future__ import annotations
@@ -147,15 +147,12 @@ class Lobby:
         """As far as it goes; raises what says that more has to come, or what is wrong."""
         if guest.connection.reason is not None:
             raise ConnectionAbortedError("its server has cut it")
-        server, request, opening = self._server, guest.request, guest.opening
-        if opening.expects_header:
-            header = opening.take_header(request)
-            if not server._portico_announce(guest.connection, request, header, verify=False):
-                raise PermissionError("not let in")
+        server, request = self._server, guest.request
+        if not guest.began:
+            server._portico_step(guest.connection, request, verify=False)
         if not self._secures:
             return
         if not guest.began:
-            opening.hear(request)
             server._portico_begin_tls(request)
             request.settimeout(0.0)
             guest.began = True
@@ -180,5 +177,5 @@ class Lobby:
         if self._guests.pop(guest.connection.id, None) is None and self._ready.pop(guest.connection.id, None) is None:
             return
         if is_open and (self._secures or self._server._portico_keyring is None):
-            self._server._portico_opened(guest.connection)
+            self._server._portico_opened(guest.connection, guest.request)
         self._server._portico_leave_lobby(guest.request, guest.connection, is_open=is_open)

@@ -313,6 +313,7 @@ class OnLoop(Serving):
         sock_on_loop.settimeout(timeout)
         if connection is not None:
             connection.follow(sock_on_loop)
+            self._portico_seal(sock_on_loop, connection)
         return sock_on_loop
 
     async def _portico_run_alone(self, request: Any, client_address: Any) -> None:
@@ -337,7 +338,6 @@ class OnLoop(Serving):
             *(old for old in self._portico_requests_so_far if not old.over),
             self._portico_requests,
         )
-
         self._portico_queue = None
         if getattr(self, "socket_type", None) == socket.SOCK_DGRAM and not self._portico_has_sessions:
             self._portico_queue = DatagramQueue(self, engine.loop, self._portico_requests)

@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import socket as _socket
 import sys
+from contextlib import contextmanager
+from functools import partial
 from time import monotonic
 
 from . import _sockets, limits, logs, opening_settings
 from ._managed import Managed
-from .errors import HandshakeError, SettingError, TLSError
+from ._requests import request_failed
+from .errors import HandshakeError, ProxyError, SettingError, TLSError
 from .events import CertificatesKept, CertificatesReplaced, EndReason, OpeningFailed
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from typing import Any
 
     from ._connection import Connection
@@ -27,7 +30,7 @@ if TYPE_CHECKING:
     from .client import Client, TLSInfo
     from .proxy_protocol import ProxyHeader
 
-__all__ = ["NOT_OPENED", "UNOPENED", "Openable"]
+__all__ = ["NOT_OPENED", "UNOPENED", "NotLetIn", "Openable"]
 
 NOT_OPENED = object()
 """In the place of the address of a client whose connection came to its end first."""
@@ -36,6 +39,10 @@ UNOPENED = (EndReason.HANDSHAKE_FAILED, EndReason.HANDSHAKE_TIMEOUT, EndReason.P
 """Ends of connections that no handler has seen."""
 # Ends that somebody else has told of.
 _TOLD = (EndReason.DRAINED, EndReason.CUT, EndReason.CLOSED, EndReason.REFUSED)
+
+
+class NotLetIn(Exception):  # no mistake
+    """Now that it is known for whom a connection is, it is refused; which has been told."""
 
 
 class Openable(Managed):
@@ -63,6 +70,7 @@ class Openable(Managed):
     if TYPE_CHECKING:
         verify_request: Callable[[Any, Any], bool]
         _portico_open_lobby: Callable[[Any], None]
+        _portico_overridden: Callable[[str], bool]
         _portico_loop: Any
         _portico_runs_inline: bool
         _portico_handlers_are_async: bool
@@ -105,39 +113,40 @@ class Openable(Managed):
         else:
             connections.openings.refresh(self)
         sock = getattr(self, "socket", None)
+        if sock is not None and self._portico_context_of_listener() is not None:
+            sock.do_handshake_on_connect = False
         # Where handlers park, a loop of ours says what connections are; without one they block.
         if isinstance(sock, _sockets.ServerSocket) and (self._portico_blocks or self._portico_loop is None):
             sock.make_connection = self._portico_connection_class(int(sock.family))
 
     def _portico_ready_keyring(self) -> Keyring | None:
-        source = self._portico_tls_source()
-        if source is None:
+        source = self.tls or self._portico_context_of_listener()
+        if not source:
             self._portico_keyring = None
         elif self._portico_keyring is None or self._portico_keyring.source is not source:
             from ._keyring import Keyring  # only now: `ssl` is large
 
             given, blocks = source is self.tls, self._portico_blocks
             self._portico_keyring = Keyring(source, blocking=blocks, watch=self.tls_watch, try_it=given)
+        else:
+            self._portico_keyring.watch(self.tls_watch)
         return self._portico_keyring
 
-    def _portico_tls_source(self) -> Any:
-        """The setting, or the context of a listener that a program has wrapped in TLS, as one does in `socketserver`.
+    def _portico_context_of_listener(self) -> Any:
+        """That of a listener that a program has wrapped in TLS, as one does in `socketserver`.
 
-        Such a listener would have the handshake done in its accept(), and everybody wait for it.
+        Such a one would have the handshake done in its accept(), and everybody wait for it. Whoever takes requests in
+        his own way is left alone: he may want to know what has been agreed on.
         """
-        if self.tls:
-            return self.tls
         ssl: Any = sys.modules.get("ssl")
         sock = getattr(self, "socket", None)
-        if ssl is None or not isinstance(sock, ssl.SSLSocket) or sock.context.sslsocket_class is not ssl.SSLSocket:
+        if ssl is None or not isinstance(sock, ssl.SSLSocket) or self._portico_overridden("get_request"):
             return None
-        sock.do_handshake_on_connect = False
-        self.suppress_ragged_eofs = sock.suppress_ragged_eofs
-        return sock.context
+        return sock.context if sock.context.sslsocket_class is ssl.SSLSocket else None
 
     def _portico_look_at_listener(self) -> None:
         """Notice one that has been wrapped in TLS while the server runs."""
-        if self._portico_keyring is None and self._portico_tls_source() is not None:
+        if self._portico_keyring is None and self._portico_context_of_listener() is not None:
             self._portico_prepare()
             self._portico_open_lobby(self._portico_loop)
 
@@ -154,7 +163,7 @@ class Openable(Managed):
         kinds: tuple[type, ...] = (_socket.socket,)
         if self._portico_keyring is not None:
             kinds = _socket.socket, sys.modules["ssl"].SSLSocket
-        if type(request) not in kinds or getattr(request, "do_handshake_on_connect", False):
+        if type(request) not in kinds or not (kinds[-1] is _socket.socket or self._portico_encrypts(request)):
             return request
         return _sockets.metered(request, self._portico_connection_class(int(request.family)))
 
@@ -178,55 +187,85 @@ class Openable(Managed):
 
     def _portico_open_request(self, request: Any, client_address: Any, connection: Connection | None = None) -> Any:
         """Do what is still to be done, here and now. The client's address; `NOT_OPENED` if that came to an end."""
-        connection = connection or self._portico_connections.of(request)
-        if connection is None:  # it has never been let in, or no more than a request of somebody's own making
+        connection = self._portico_to_be_opened(request, client_address, connection)
+        opening = connection.opening
+        if opening is not None and connection.reason is None:
+            with self._portico_attempt(connection, request):
+                self._portico_await(partial(self._portico_step, connection, request), request, opening)
+                if self._portico_encrypts(request):
+                    self._portico_secure(request, opening.left)
+        return connection.client_address if connection.opening is None else NOT_OPENED
+
+    def _portico_to_be_opened(self, request: Any, client_address: Any, known: Connection | None) -> Connection:
+        """The connection, or one that stands for it: it has never been let in where a program's own loop takes it."""
+        connection = known or self._portico_connections.asked(request)
+        if connection is None:
             connection = self._portico_connections.stand_in(self, None)
             connection.client_address = client_address
             openings = self._portico_connections.openings
-            if openings is not None and getattr(request, "secured", None) is False:
+            if openings is not None and hasattr(request, "fileno") and not getattr(request, "secured", False):
                 connection.opening = openings.begin(self, client_address)
-        opening = connection.opening
-        if opening is None:
-            return connection.client_address
+        return connection
+
+    def _portico_step(self, connection: Connection, request: Any, *, verify: bool = True) -> None:
+        """What has to come from the client before a handshake, as far as it has. Never waits.
+
+        Raises `BlockingIOError` while more has to come, `NotLetIn`, `ProxyError`, or `ConnectionError`.
+        """
+        opening: Any = connection.opening
+        if opening.expects_header:
+            header = opening.take_header(request)
+            if not self._portico_announce(connection, request, header, verify=verify):
+                raise NotLetIn
+        if self._portico_encrypts(request):
+            opening.hear(request)
+
+    @contextmanager
+    def _portico_attempt(self, connection: Connection, request: Any) -> Iterator[None]:
+        """Try to open a connection. What is wrong with the peer is told; what is wrong here is raised."""
         try:
-            if opening.expects_header:
-                header = self._portico_await(opening.take_header, request, opening)
-                if not self._portico_announce(connection, request, header):
-                    return NOT_OPENED
-            if self._portico_keyring is not None and not self.starttls:
-                self._portico_await(opening.hear, request, opening)
-                self._portico_secure(request, opening.left)
-        except Exception as error:
+            yield
+        except NotLetIn:
+            return
+        except (OSError, ProxyError) as error:
             self._portico_opening_failed(connection, request, error)
-            return NOT_OPENED
-        self._portico_opened(connection)
-        return connection.client_address
+        else:
+            self._portico_opened(connection, request)
+
+    def _portico_encrypts(self, request: Any) -> bool:
+        """Whether a handshake is to be made, which a program's own `get_request` may have done."""
+        if self._portico_keyring is None or self.starttls:
+            return False
+        theirs = None if hasattr(request, "secured") else getattr(request, "version", None)
+        return theirs is None or theirs() is None
 
     def _portico_seal(self, request: Any, connection: Connection) -> None:
         """Whoever uses this connection before it is opened, opens it: hooks that are overridden may leave that out."""
-        if connection.opening is not None and self._portico_keyring is not None and not self.starttls:
+        if connection.opening is not None and connection.key is None:
             from ._sealed import seal
 
-            seal(request, self._portico_open_late, is_async=self._portico_handlers_are_async)
+            seal(request, is_async=self._portico_handlers_are_async)
 
     def _portico_open_late(self, request: Any) -> Any:
         """Open it in the middle of its handler."""
         connection = self._portico_connections.asked(request)
-        address = None if connection is None else connection.client_address
-        self._portico_open_request(request, address, connection)
+        self._portico_open_request(request, None if connection is None else connection.client_address, connection)
 
-    def _portico_opened(self, connection: Connection) -> None:
+    def _portico_opened(self, connection: Connection, request: Any) -> None:
+        from ._sealed import unseal
+
+        unseal(request)
         openings = self._portico_connections.openings
         if openings is not None:
             openings.done(connection)
 
-    def _portico_await(self, step: Callable[[Any], Any], request: Any, opening: Opening) -> Any:
+    def _portico_await(self, step: Callable[[], None], request: Any, opening: Opening) -> None:
         """Take a step that itself never waits."""
         from ._opening import Undecided
 
         while True:
             try:
-                return step(request)
+                return step()
             except Undecided as error:
                 self._portico_pause(error.pause)
             except BlockingIOError:
@@ -244,19 +283,30 @@ class Openable(Managed):
         if not self._portico_connections.admit_announced(self, connection, request):
             connection.failed(EndReason.REFUSED)
             return False
-        if verify and not self.verify_request(request, connection.client_address):
-            self._portico_connections.refuse(self, "verify_request", connection.client_address)
-            connection.failed(EndReason.REFUSED)
+        return not verify or self._portico_verified(connection, request)
+
+    def _portico_verified(self, connection: Connection, request: Any) -> bool:
+        client_address = connection.client_address
+        try:
+            if self.verify_request(request, client_address):
+                return True
+        except Exception:
+            request_failed(self, request, client_address)
+            connection.failed(EndReason.FAILED)
             return False
-        return True
+        self._portico_connections.refuse(self, "verify_request", client_address)
+        connection.failed(EndReason.REFUSED)
+        return False
 
     def _portico_secure(self, request: Any, seconds: float) -> None:
         """TLS's handshake, on a socket whose calls wait. Raises `ssl.SSLError`, `TimeoutError` or another `OSError`."""
         timeout = request.gettimeout()
         self._portico_begin_tls(request)
         request.settimeout(seconds)
-        request.do_handshake()
-        request.settimeout(timeout)
+        try:
+            request.do_handshake()
+        finally:
+            request.settimeout(timeout)
 
     def _portico_start_tls(self, request: Any) -> None:
         """`start_tls` of a handler that blocks, or parks."""
@@ -289,7 +339,8 @@ class Openable(Managed):
         from ._sealed import unseal
 
         unseal(request)
-        request.suppress_ragged_eofs = self.suppress_ragged_eofs
+        listener: Any = None if self.tls else self.socket
+        request.suppress_ragged_eofs = (listener or self).suppress_ragged_eofs
         request.begin(keyring.context)
 
     def _portico_opening_failed(self, connection: Connection, request: Any, error: BaseException) -> None:

@@ -36,7 +36,7 @@ _PEEK: Final = int(socket.MSG_PEEK) | DONT_WAIT
 _SIGNATURE: Final = 12
 # Seconds between two looks at such a one: the first, and the last, lest many of them keep their server busy.
 _PAUSE: Final = 0.005
-_PAUSE_MAX: Final = 0.08
+_PAUSE_MAX: Final = 0.32
 # Of the oldest connections that are being opened, so many are asked whether they have said anything.
 _ASKED: Final = 8
 

@@ -48,6 +48,8 @@ def end_request(server: Any, request: Any, *, ran: bool = True) -> None:
             connection.settle()
             if connection.key is None:
                 request.connection = None  # it need not tell of its closing
+        if getattr(request, "secured", False):
+            request.ending = True
         server.shutdown_request(request)
     except BaseException as error:
         if isinstance(error, Exception):

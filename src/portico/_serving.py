@@ -139,6 +139,8 @@ class Serving(Openable):
 
     def _handle_request_noblock(self) -> bool | Exception | None:
         """Take one request and run it. True if there was one, else the error that says why not."""
+        if self._portico_enter is None and self._portico_loop is None:  # a loop of a program's own, or the stdlib's
+            self._portico_prepare()
         try:
             request, client_address = self.get_request()
         except OSError as error:
@@ -181,11 +183,10 @@ class Serving(Openable):
     def _portico_open_lobby(self, loop: Any) -> None:
         """Have the loop open connections, as far as that is not left to what runs them."""
         if self._portico_opens and self._portico_blocks and self._portico_lobby is None:
-            secures = self._portico_runs_inline and self._portico_keyring is not None and not self.starttls
-            if secures or self.proxy_protocol != "off":
-                from ._lobby import Lobby  # only where it is wanted
+            from ._lobby import Lobby  # only where it is wanted
 
-                self._portico_lobby = Lobby(self, loop, secures=secures)
+            secures = self._portico_runs_inline and self._portico_keyring is not None and not self.starttls
+            self._portico_lobby = Lobby(self, loop, secures=secures)
 
     def _portico_leave_lobby(self, request: Any, connection: Any, *, is_open: bool) -> None:
         """What the loop had to do is done, or it has come to an end."""

@@ -108,7 +108,8 @@ class TLSSocket(Encrypted, MeteredSocket):
         descriptor = self.fileno()
         if descriptor < 0:
             raise closed()
-        waiting.register(descriptor, event | _OVER)
+        # Who waits to send is not to be woken by a peer that says nothing more: that would be so for ever.
+        waiting.register(descriptor, event | _OVER if event == select.POLLIN else event)
         found = waiting.poll(None if deadline is None else max(0.0, deadline - monotonic()) * 1000)
         if not found:
             raise TimeoutError("timed out")
@@ -155,7 +156,7 @@ class TLSSocket(Encrypted, MeteredSocket):
                     self._left = None
                 except ssl.SSLWantWriteError:
                     self._wait_for_room(end)
-            word = self._last_word()
+            word = b"" if self.ending and self._shut_down(end) else self._last_word()
             while word:
                 try:
                     word = word[_Socket.send(self, word) :]
@@ -163,6 +164,19 @@ class TLSSocket(Encrypted, MeteredSocket):
                     self._wait_for_room(end)
         finally:
             self._sending.release()
+
+    def _shut_down(self, end: float) -> bool:
+        """Have OpenSSL say it: what it reads from then on is lost, so only where nothing more is to be read."""
+        while True:
+            try:
+                with self._lock:
+                    if self._sslobj is not None:
+                        self._sslobj.shutdown()
+                return True
+            except ssl.SSLWantWriteError:
+                self._wait_for_room(end)
+            except (OSError, ValueError):  # no answer yet, or the peer's own last words
+                return True
 
     def _wait_for_room(self, end: float) -> None:
         """As long as the peer takes something."""
@@ -191,7 +205,12 @@ class TLSSocket(Encrypted, MeteredSocket):
                 return b""
             while waiting := sslobj.pending():  # of a record that is read in part, the rest would be lost
                 self._ahead += sslobj.read(waiting)
-            near, far = socket.socketpair()
+            try:
+                near, far = socket.socketpair()
+            except OSError:  # no descriptor is left
+                with suppress(OSError):
+                    sslobj.shutdown()
+                return b""
             with near, far:
                 near.setblocking(False)
                 far.setblocking(False)

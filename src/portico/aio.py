@@ -22,6 +22,7 @@ from ._on_loop import OnLoop
 from ._openable import NOT_OPENED
 from ._opening import Undecided
 from ._requests import end_request, request_context, request_failed
+from ._sealed import open_late, unseal
 from .errors import TLSError
 from .handlers import BaseRequestHandler, DatagramRequestHandler
 from .lifecycle import HookFailed
@@ -117,6 +118,7 @@ class AsyncStreamRequestHandler(AsyncBaseRequestHandler[ServerT, Any]):
 
     async def setup(self) -> None:
         request = self.request
+        await open_late(request)
         if getattr(request, "secured", False):  # which has streams already
             self.rfile, self.wfile = request.reader, request.writer
             return
@@ -211,30 +213,24 @@ class AsyncMixIn(OnLoop):
 
     async def _portico_await_opening(self, request: Any, client_address: Any) -> Any:
         """What `_portico_open_request` does where it may be waited for; TLS is the loop's own."""
-        connection = self._portico_connections.of(request)
-        opening = None if connection is None else connection.opening
-        if connection is None or opening is None:
-            return client_address if connection is None else connection.client_address
-        try:
-            if opening.expects_header:
-                header = await self._portico_await_async(opening.take_header, request, opening)
-                if not self._portico_announce(connection, request, header):
-                    return NOT_OPENED
-            if self._portico_keyring is not None and not self.starttls:
-                await self._portico_await_async(opening.hear, request, opening)
-                await self._portico_secure_async(request, opening.left)
-        except Exception as error:
-            self._portico_opening_failed(connection, request, error)
-            return NOT_OPENED
-        self._portico_opened(connection)
-        return connection.client_address
+        connection = self._portico_to_be_opened(request, client_address, None)
+        opening = connection.opening
+        if opening is not None and connection.reason is None:
+            with self._portico_attempt(connection, request):
+                await self._portico_await_async(partial(self._portico_step, connection, request), request, opening)
+                if self._portico_encrypts(request):
+                    await self._portico_secure_async(request, opening.left)
+        return connection.client_address if connection.opening is None else NOT_OPENED
 
-    async def _portico_await_async(self, step: Callable[[Any], Any], request: Any, opening: Opening) -> Any:
+    async def _portico_open_late(self, request: Any) -> None:
+        await self._portico_await_opening(request, None)
+
+    async def _portico_await_async(self, step: Callable[[], None], request: Any, opening: Opening) -> None:
         try:
             async with asyncio.timeout(opening.left):
                 while True:
                     try:
-                        return step(request)
+                        return step()
                     except Undecided as error:
                         await asyncio.sleep(error.pause)
                     except BlockingIOError:
@@ -246,6 +242,7 @@ class AsyncMixIn(OnLoop):
         if not hasattr(request, "secure"):
             raise TLSError(f"{type(request).__name__} cannot be encrypted: get_request must return what accept() does")
         keyring: Any = self._portico_keyring
+        unseal(request)
         request.suppress_ragged_eofs = self.suppress_ragged_eofs
         if streams is not None:
             await request.restart(keyring.context, seconds, streams)
