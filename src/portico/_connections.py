@@ -168,6 +168,13 @@ class Connections(Entry):
         if server._portico_closes_requests() or request.fileno() < 0:
             self.end(connection)
 
+    def end_closed(self, connection: Connection) -> None:
+        """What ran it is over: so is it, if its socket is closed, though a hook of somebody's own has done that."""
+        if connection.state != "ended":
+            sock = connection.current_socket()
+            if sock is None or sock.fileno() < 0:
+                self.end(connection)
+
     def end_datagrams(self, server: Any, count: int) -> None:
         """The requests of so many datagrams are over."""
         with self._lock:

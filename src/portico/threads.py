@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Container, Iterator
     from typing import Any
 
+    from ._connection import Connection
     from ._datagram_pool import DatagramPool
     from ._session import PeerSession
     from ._workers import Workers
@@ -98,6 +99,7 @@ class _RequestThread(threading.Thread):
         super().__init__(target=server.process_request_thread, args=(request, address), daemon=server.daemon_threads)
         self._server = server
         self._threads = threads
+        self.connection: Connection | None = None
         self._run_in = request_context(server).run
 
     def run(self) -> None:
@@ -107,6 +109,8 @@ class _RequestThread(threading.Thread):
         finally:
             self._threads.ended(self)
             server._portico_running.discard(self)
+            if self.connection is not None:
+                server._portico_connections.end_closed(self.connection)
             if server._portico_connections.is_full:
                 server._portico_connections.make_room(server)
 
@@ -234,7 +238,7 @@ class ThreadingMixIn(Serving):
             threads.append(thread)
         connection = self._portico_connections.of(request)
         if connection is not None:
-            connection.runner = thread
+            connection.runner, thread.connection = thread, connection
         self._portico_running.add(thread)
         try:
             thread.start()
