@@ -68,6 +68,14 @@ def trust(authority: Authority) -> ssl.SSLContext:
 
 
 @cache
+def server_context(authority: Authority) -> ssl.SSLContext:
+    """One that a program has made itself."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*server_pair(authority))
+    return context
+
+
+@cache
 def hello() -> bytes:
     """What a client says first."""
     said = ssl.MemoryBIO()
@@ -135,7 +143,13 @@ class Opened(Served):
 
 @contextmanager
 def serving_tls(
-    one: Case, authority: Authority, body: Body = echo, members: dict[str, Any] | None = None, **settings: Any
+    one: Case,
+    authority: Authority,
+    body: Body = echo,
+    members: dict[str, Any] | None = None,
+    *,
+    address: Any = None,
+    **settings: Any,
 ) -> Iterator[Opened]:
     """A server in this way to run, with the authority's certificate for `localhost` unless `tls` says another."""
     events: list[Any] = []
@@ -150,7 +164,7 @@ def serving_tls(
 
         made = type("Server", (case_class(one),), {"handle_event": handle_event, **(members or {})})
         values = {"tls": portico.TLS(*server_pair(authority)), "drain_timeout": 5.0, **settings}
-        server = made(one.kind.address(folder), one.handler(body, notes), **values)
+        server = made(one.kind.address(folder) if address is None else address, one.handler(body, notes), **values)
         with server.background():
             served = Opened(server, events, notes)
             served.authority, served._told = authority, told

@@ -43,7 +43,8 @@ SOON = 0.05
 
 
 @pytest.mark.parametrize("way", EVERY, ids=str)
-def test_a_thousand_silent_clients_delay_nobody_and_go_with_their_server(way: Case, authority: Authority) -> None:
+def test_a_thousand_stalled_clients_delay_nobody_and_go_with_their_server(way: Case, authority: Authority) -> None:
+    """Most of them have said nothing, the others half of a hello."""
     forks = way.way.own_process
     number, honest = (100, 20) if forks else (1000, 50)
     more: Any = {"max_children": 2 * number} if forks else {}
@@ -63,7 +64,8 @@ def test_a_thousand_silent_clients_delay_nobody_and_go_with_their_server(way: Ca
         with (
             serving_tls(way, authority, handshake_timeout=60.0, **more) as busy,
             serving_tls(way, authority, **more) as quiet,
-            crowd(busy, number) as silent,
+            crowd(busy, number - number // 10) as silent,
+            crowd(busy, number // 10, hello()[:100]) as half,
         ):
             assert until(lambda: busy.server.stats().opening == number)
             assert at_best(lambda: slowdown(busy, quiet), 2.0) <= 2.0
@@ -71,7 +73,7 @@ def test_a_thousand_silent_clients_delay_nobody_and_go_with_their_server(way: Ca
             busy.server.shutdown()
             lasted = monotonic() - began
             busy.server.server_close()
-            for client in silent:
+            for client in silent + half:
                 rest(client)
             assert monotonic() - began < 2
             reasons = busy.all_over(len(busy.ends()))
@@ -411,7 +413,8 @@ def test_handshakes_under_way_are_ended_with_their_server_at_once(end: str, auth
             crowd(served, 2, hello()) as whole,
         ):
             assert until(lambda: served.server.stats().opening == 7)
-            assert until(lambda: way.one_by_one or all(one.runner for one in served.server.connections()))
+            if not way.one_by_one:  # those who have said something are opened elsewhere than in the loop
+                assert until(lambda: sum(one.runner is not None for one in served.server.connections()) >= 4)
             began = monotonic()
             if end == "drain":
                 assert not served.server.drain(5).cut
