@@ -14,12 +14,12 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 from weakref import ref
 
-from ._encrypted import LONGEST_PARTING
-from ._meters import MeteredSocket
+from ._encrypted import LONGEST_PARTING, PARTING
+from ._meters import MeteredSocket, out_queue
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Coroutine, Iterable
 
     from ._async_sockets import AsyncSocket
     from ._meters import Tally
@@ -87,10 +87,17 @@ async def open_streams(
         plain.close()
         raise
     writer = CountedWriter(transport, protocol, reader, loop)
-    writer.in_pieces = tls is not None
+    if tls is not None:
+        writer.is_encrypted(plain)
     if reader.tally is not None:
         writer.count_in(reader.tally)
     return writer
+
+
+def _look_at(over: asyncio.Future[None]) -> None:
+    """asyncio would tell of an error that nobody has asked for: that of a peer that has gone."""
+    if not over.cancelled():
+        over.exception()
 
 
 class CountedReader(asyncio.StreamReader):
@@ -117,9 +124,8 @@ class CountedWriter(asyncio.StreamWriter):
     """A `StreamWriter` that counts what it is given, less what waits for the peer to take something."""
 
     tally: Tally | None = None
-    in_pieces = False
-    """Whether much is written piece by piece: the loops' TLS hands each on as a whole, however much waits already, and
-    from then on knows of it no more."""
+    encrypted = False
+    _carrier: Any = None
 
     def count_in(self, tally: Tally) -> None:
         known = ref(self)  # a connection may be remembered for longer than its streams
@@ -137,7 +143,10 @@ class CountedWriter(asyncio.StreamWriter):
     def go_on(self, transport: Any, protocol: asyncio.StreamReaderProtocol) -> None:
         """Write by another transport from here on, as asyncio's own `start_tls` has it."""
         self._transport, self._protocol = transport, protocol
-        self.in_pieces = True
+
+    def is_encrypted(self, carrier: Any) -> None:
+        """By the loop, over this socket."""
+        self.encrypted, self._carrier = True, carrier
 
     def unsent(self) -> int:
         try:
@@ -148,7 +157,7 @@ class CountedWriter(asyncio.StreamWriter):
             return 0 if self.tally is None else self.tally.sent
 
     def write(self, data: Any) -> None:
-        if self.in_pieces and len(data) > _PIECE:
+        if self.encrypted and len(data) > _PIECE:  # which the loops' TLS would hand on as a whole, and forget
             with memoryview(data) as view, view.cast("B") as whole:
                 for begin in range(0, len(whole), _PIECE):
                     super().write(bytes(whole[begin : begin + _PIECE]))
@@ -157,6 +166,37 @@ class CountedWriter(asyncio.StreamWriter):
         if self.tally is not None:
             self.tally.sent += memoryview(data).nbytes
             self.tally.said = monotonic()
+
+    async def wait_closed(self) -> None:
+        """Until it is closed. An encrypted one is also when its peer has taken all, and does not answer."""
+        if not self.encrypted:
+            await super().wait_closed()
+        elif not await self.while_taken(super().wait_closed(), PARTING, or_all_is=True):
+            self.transport.abort()
+
+    async def while_taken(self, step: Coroutine[Any, Any, None], patience: float, *, or_all_is: bool = False) -> bool:
+        """Wait for it, but not when the peer has taken nothing for so many seconds; nor when it has taken all.
+
+        Returns whether it has come.
+        """
+        now = monotonic()
+        left, since, end = self._untaken(), now, now + LONGEST_PARTING
+        over = asyncio.ensure_future(step)  # which comes to its end with the transport in any case
+        over.add_done_callback(_look_at)
+        pause = 0.002
+        while not (await asyncio.wait([over], timeout=pause))[0]:
+            pause, now, before = min(pause * 2, 0.05), monotonic(), left
+            left = self._untaken()
+            if left < before:
+                since = now
+            if now - since >= patience or (or_all_is and (not left or now >= end)):
+                return False
+        over.result()
+        return True
+
+    def _untaken(self) -> int:
+        """Bytes on their way to the peer, as far as that is known."""
+        return self.unsent() + (0 if self._carrier is None else out_queue(self._carrier))
 
     def writelines(self, data: Iterable[Any]) -> None:
         self.write(b"".join(data))

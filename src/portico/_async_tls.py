@@ -10,16 +10,14 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
-from time import monotonic
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from ._async_sockets import AsyncSocket, CountedAsyncSocket
 from ._async_streams import CountedReader, CountedWriter, StreamSocket, open_streams
-from ._encrypted import LONGEST_PARTING, PARTING
-from ._meters import kernel_counts_family, out_queue
-
-if TYPE_CHECKING:
-    from collections.abc import Coroutine
+from ._certificates import PeerCertificate
+from ._encrypted import LONGEST_PARTING
+from ._encrypted import truncated as _truncated
+from ._meters import kernel_counts_family
 
 __all__ = ["AsyncTLSSocket", "CountedAsyncTLSSocket", "TLSProtocol", "async_tls_class"]
 
@@ -36,18 +34,35 @@ class TLSProtocol(asyncio.StreamReaderProtocol):
         """Whether we have ended it."""
         self._ragged = ragged
         self._reading = reader
+        self._tls: Any = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._tls = transport.get_extra_info("ssl_object")
+        super().connection_made(transport)
 
     def eof_received(self) -> bool | None:
-        if self.truncated is None:
-            self.truncated = False
+        if self.truncated is None and not self.closing:
+            self._end(truncated=not self._is_whole())
         return super().eof_received()
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self.truncated is None and not self.closing:
-            self.truncated = True
-            if exc is None and not self._ragged:
-                exc = ssl.SSLEOFError(ssl.SSL_ERROR_EOF, "EOF occurred in violation of protocol")
+            self._end(truncated=True, told=exc is not None)
         super().connection_lost(exc)
+
+    def _is_whole(self) -> bool:
+        """Whether a close_notify has come: asyncio says the same of TCP's end."""
+        try:
+            return not self._tls.read(1)
+        except ssl.SSLZeroReturnError:
+            return True
+        except ssl.SSLError:
+            return False
+
+    def _end(self, *, truncated: bool, told: bool = False) -> None:
+        self.truncated = truncated
+        if truncated and not self._ragged and not told:
+            self._reading.set_exception(_truncated())
 
 
 class AsyncTLSSocket(AsyncSocket):
@@ -59,6 +74,11 @@ class AsyncTLSSocket(AsyncSocket):
     reader: CountedReader
     writer: CountedWriter
     _protocol: TLSProtocol | None = None
+    portico_session: Any = None
+    """What knows what has been agreed on, also when it is closed."""
+    portico_version: str | None = None
+    portico_peer: PeerCertificate | None = None
+    """What it does not know any more when it is broken."""
 
     async def secure(self, context: ssl.SSLContext, seconds: float, limit: int = _LIMIT) -> None:
         """Encrypt from here on, within so many seconds. `limit` is the longest line of `reader`, in bytes.
@@ -72,7 +92,7 @@ class AsyncTLSSocket(AsyncSocket):
             self.writer = await open_streams(self, reader, self._protocol, tls=context, seconds=seconds)
         except ConnectionAbortedError as error:
             raise _too_late(error) from error
-        self.secured = True
+        self._agreed()
 
     async def restart(
         self, context: ssl.SSLContext, seconds: float, streams: tuple[CountedReader, CountedWriter]
@@ -102,7 +122,14 @@ class AsyncTLSSocket(AsyncSocket):
         if isinstance(carrier, StreamSocket):
             carrier.end_for(reader)
         writer.go_on(transport, self._protocol)
+        writer.is_encrypted(carrier)
+        self._agreed()
+
+    def _agreed(self) -> None:
         self.secured = True
+        self.portico_session = session = self.ssl_object
+        self.portico_version = session.version()
+        self.portico_peer = PeerCertificate.of(session) if session.context.verify_mode else None
 
     @property
     def truncated(self) -> bool | None:
@@ -219,42 +246,15 @@ class AsyncTLSSocket(AsyncSocket):
                 self.was_connected = True
                 if writer.unsent():
                     writer.transport.set_write_buffer_limits(0)
-                    await self._while_taken(writer.drain(), LONGEST_PARTING)
+                    if not await writer.while_taken(writer.drain(), LONGEST_PARTING):
+                        raise TimeoutError("the peer does not read")
                 self._part()
-            await self._while_taken(writer.wait_closed(), PARTING, until_all_is=True)
+            await writer.wait_closed()
         except OSError:  # the peer has gone
             writer.transport.abort()
         except BaseException:  # cancelled while the peer did not take the rest
             writer.transport.abort()
             raise
-
-    async def _while_taken(
-        self, step: Coroutine[Any, Any, None], patience: float, *, until_all_is: bool = False
-    ) -> None:
-        """Wait for it, but not when the peer has taken nothing for so many seconds; or, then, all that there is."""
-        now = monotonic()
-        left, since, end = self._untaken(), now, now + LONGEST_PARTING
-        over = asyncio.ensure_future(step)  # which comes to its end with the transport in any case
-        over.add_done_callback(_look_at)
-        pause = 0.002
-        while not (await asyncio.wait([over], timeout=pause))[0]:
-            pause, now, before = min(pause * 2, 0.05), monotonic(), left
-            left = self._untaken()
-            if left < before:
-                since = now
-            if now - since >= patience or (until_all_is and (not left or now >= end)):
-                raise TimeoutError("the peer does not read, or does not answer")
-
-    def _untaken(self) -> int:
-        """Bytes on their way to the peer, as far as that is known."""
-        carrier = self._carrier()
-        return self.writer.unsent() + (0 if carrier is None else out_queue(carrier))
-
-
-def _look_at(over: asyncio.Future[None]) -> None:
-    """asyncio would tell of an error that nobody has asked for: that of a peer that has gone."""
-    if not over.cancelled():
-        over.exception()
 
 
 def _too_late(error: ConnectionAbortedError) -> TimeoutError:

@@ -15,6 +15,8 @@ import threading
 from time import monotonic
 from typing import Any, Final
 
+from ._certificates import PeerCertificate
+
 __all__ = ["LONGEST_PARTING", "PARTING", "Encrypted", "checked_timeout", "closed", "truncated"]
 
 _Socket: Any = socket.SocketType
@@ -49,6 +51,11 @@ class Encrypted(ssl.SSLSocket):
         self.held = False
         """Whether nothing may be read from it just now; a file over it then shows what it has read ahead."""
         self.portico_server_name: str | None = None
+        self.portico_session: Any = None
+        """What knows what has been agreed on, also when it is closed."""
+        self.portico_version: str | None = None
+        self.portico_peer: PeerCertificate | None = None
+        """What it does not know any more when it is broken."""
         self.ending = False
         """Whether its server ends it, so that nothing more is to be read."""
         self._ahead = b""
@@ -149,6 +156,9 @@ class Encrypted(ssl.SSLSocket):
     def do_handshake(self, block: bool = False) -> None:
         """TLS's handshake, within the socket's timeout. Raises `ssl.SSLError`, `TimeoutError` or another `OSError`."""
         self._do_handshake()
+        self.portico_session = session = self._sslobj
+        self.portico_version = session.version()
+        self.portico_peer = PeerCertificate.of(session) if session.context.verify_mode else None
         self.secured = True
 
     def _do_handshake(self) -> None:
@@ -178,7 +188,7 @@ class Encrypted(ssl.SSLSocket):
         if self._sslobj is None:
             raise ValueError("No SSL wrapper around " + str(self))
         self._unwrap()
-        self._sslobj = None
+        self._sslobj = self.portico_session = self.portico_version = None
         self.secured = False
         return self
 

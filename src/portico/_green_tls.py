@@ -74,7 +74,7 @@ class GreenTLSSocket(Encrypted, GreenSocket):
                         self._flush(monotonic() + PARTING)
                     raise
             try:
-                data = self._plain.recv(self, _CHUNK)
+                data = GreenSocket.recv(self, _CHUNK)  # not a subclass's: that would count twice
             except BlockingIOError:  # a socket without a timeout is told in the words of `ssl`
                 raise ssl.SSLWantReadError(ssl.SSL_ERROR_WANT_READ, "The operation did not complete (read)") from None
             if not data:  # which OpenSSL need not know: it would send nothing more
@@ -271,6 +271,11 @@ class CountedGreenTLSSocket(GreenTLSSocket, CountedGreenSocket):
     """A `GreenTLSSocket` that counts what goes over it, encrypted, where the kernel does not."""
 
     _plain = CountedGreenSocket
+
+    def _feed(self, data: bytes) -> None:
+        self._got(len(data))
+        super()._feed(data)
+
     _sends_at_once = False
 
 

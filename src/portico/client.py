@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from ._sockets import Credentials
     from .proxy_protocol import ProxyHeader
 
+# Where it is kept: by our own sockets, which keep it when they are closed, too, and by `ssl`.
+_AGREED = ("portico_session", "_sslobj")
+
 __all__ = ["Client", "TLSInfo", "client_of", "tls_of"]
 
 
@@ -24,18 +27,17 @@ class TLSInfo:
     __slots__ = ("_agreed", "_request", "alpn", "cipher", "peer", "server_name", "version")
 
     def __init__(self, request: Any) -> None:
-        from ._certificates import PeerCertificate
-
         self._request, self._agreed = request, _agreement(request)
-        self.version: str = request.version()
+        session = getattr(request, "portico_session", None) or request
+        self.version: str = getattr(request, "portico_version", None) or session.version()
         """ "TLSv1.3" or "TLSv1.2"."""
-        self.cipher: str = request.cipher()[0]
+        self.cipher: str = session.cipher()[0]
         """By OpenSSL's name."""
-        self.alpn: str | None = request.selected_alpn_protocol()
+        self.alpn: str | None = session.selected_alpn_protocol()
         """The protocol agreed on, one of `TLS.alpn`; None if there is none that both know."""
         self.server_name: str | None = getattr(request, "portico_server_name", None)
         """The name that the client has asked for (SNI), as it came: text of a stranger."""
-        self.peer: PeerCertificate | None = PeerCertificate.of(request)
+        self.peer: PeerCertificate | None = _known_peer(request, session)
         """The client's certificate, verified; None if it has shown none, or was not asked to."""
 
     def holds_for(self, request: Any) -> bool:
@@ -102,18 +104,28 @@ def tls_of(connection: Connection | None, request: Any) -> TLSInfo | None:
     known: TLSInfo | None = None if connection is None else connection.tls
     if known is not None and known.holds_for(request):
         return known
-    version = getattr(request, "version", None)  # a socket that a program has wrapped itself has one, too
-    if version is None or version() is None:
-        return None
+    if getattr(request, "portico_session", None) is None:
+        version = getattr(request, "version", None)  # a socket that a program has wrapped itself has one, too
+        if version is None or version() is None:
+            return None
     found = TLSInfo(request)
     if connection is not None:
         connection.tls = found
     return found
 
 
+def _known_peer(request: Any, session: Any) -> PeerCertificate | None:
+    from ._certificates import PeerCertificate
+
+    if getattr(request, "portico_version", None) is None:
+        return PeerCertificate.of(session)
+    known: PeerCertificate | None = request.portico_peer
+    return known
+
+
 def _agreement(request: Any) -> Any:
     """What OpenSSL knows a handshake by."""
-    return getattr(request, "ssl_object", None) or getattr(request, "_sslobj", None)
+    return next((found for name in _AGREED if (found := getattr(request, name, None)) is not None), None)
 
 
 def _credentials(connection: Connection | None, request: Any) -> Credentials | None:
