@@ -10,7 +10,7 @@
  * Every byte echoed is compared with what was sent; the server's certificate is not judged, only its signature is. All
  * waiting is bounded. Prints one line of JSON, as load.c does: `messages` are echoes, or whole connections, whose times
  * are those until the echo is there. `resumed` counts the handshakes that were, `truncated` the ends of servers that
- * said no close_notify, neither with the warm-up's.
+ * said no close_notify, both with the warm-up's.
  */
 #define _GNU_SOURCE
 #include <errno.h>
