@@ -370,7 +370,7 @@ class ForkingMixIn(ForkedOpenings):
             except Exception as error:
                 logs.emit(self, HookFailed("shutdown_request", error))
             finally:
-                status = status and _STATUSES.get(getattr(connection, "reason", None), status)
+                status = _STATUSES.get(getattr(connection, "reason", None), status)
                 self._portico_system.exit_at_once(status)
 
     def _portico_hear_of_goodbye(self, connection: Connection) -> None:
