@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
+from contextlib import suppress
 from typing import Any, Final
 
 from ._async_sockets import AsyncSocket, CountedAsyncSocket
@@ -34,13 +35,26 @@ class TLSProtocol(asyncio.StreamReaderProtocol):
         """Whether we have ended it."""
         self._ragged = ragged
         self._reading = reader
-        self._tls: Any = None
+        self.tls: Any = None
+        self.connection: Any = None
+        """The server's `Connection`, of which has to be known what has gone over it before uvloop closes it."""
+
+        self.version: str | None = None
+        self.peer: PeerCertificate | None = None
+        self.server_name: str | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._tls = transport.get_extra_info("ssl_object")
+        """The handshake is done. What has been agreed on has to be read now: a broken stream does not know it."""
+        self.tls = session = transport.get_extra_info("ssl_object")
+        self.server_name = getattr(session, "portico_server_name", None)
+        with suppress(ValueError):  # what came with the end of the handshake has broken it already
+            self.version = session.version()
+            self.peer = PeerCertificate.of(session) if session.context.verify_mode else None
         super().connection_made(transport)
 
     def eof_received(self) -> bool | None:
+        if self.connection is not None:
+            self.connection.measure()
         if self.truncated is None and not self.closing:
             self._end(truncated=not self._is_whole())
         return super().eof_received()
@@ -53,7 +67,7 @@ class TLSProtocol(asyncio.StreamReaderProtocol):
     def _is_whole(self) -> bool:
         """Whether a close_notify has come: asyncio says the same of TCP's end."""
         try:
-            return not self._tls.read(1)
+            return not self.tls.read(1)
         except ssl.SSLZeroReturnError:
             return True
         except ssl.SSLError:
@@ -79,6 +93,7 @@ class AsyncTLSSocket(AsyncSocket):
     portico_version: str | None = None
     portico_peer: PeerCertificate | None = None
     """What it does not know any more when it is broken."""
+    portico_server_name: str | None = None
 
     async def secure(self, context: ssl.SSLContext, seconds: float, limit: int = _LIMIT) -> None:
         """Encrypt from here on, within so many seconds. `limit` is the longest line of `reader`, in bytes.
@@ -92,7 +107,7 @@ class AsyncTLSSocket(AsyncSocket):
             self.writer = await open_streams(self, reader, self._protocol, tls=context, seconds=seconds)
         except ConnectionAbortedError as error:
             raise _too_late(error) from error
-        self._agreed()
+        self._agreed(self._protocol)
 
     async def restart(
         self, context: ssl.SSLContext, seconds: float, streams: tuple[CountedReader, CountedWriter]
@@ -123,13 +138,13 @@ class AsyncTLSSocket(AsyncSocket):
             carrier.end_for(reader)
         writer.go_on(transport, self._protocol)
         writer.is_encrypted(carrier)
-        self._agreed()
+        self._agreed(self._protocol)
 
-    def _agreed(self) -> None:
+    def _agreed(self, protocol: TLSProtocol) -> None:
         self.secured = True
-        self.portico_session = session = self.ssl_object
-        self.portico_version = session.version()
-        self.portico_peer = PeerCertificate.of(session) if session.context.verify_mode else None
+        protocol.connection = self.connection
+        self.portico_session, self.portico_server_name = protocol.tls, protocol.server_name
+        self.portico_version, self.portico_peer = protocol.version, protocol.peer
 
     @property
     def truncated(self) -> bool | None:
@@ -149,10 +164,7 @@ class AsyncTLSSocket(AsyncSocket):
         return self.writer.get_extra_info("ssl_object") if self.secured else None
 
     def __getattr__(self, name: str) -> Any:
-        if (
-            name in ("version", "cipher", "selected_alpn_protocol", "getpeercert", "portico_server_name")
-            and self.secured
-        ):
+        if name in ("version", "cipher", "selected_alpn_protocol", "getpeercert") and self.secured:
             return getattr(self.ssl_object, name)
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
