@@ -13,6 +13,7 @@ import struct
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
@@ -219,14 +220,18 @@ def test_a_last_word_waits_for_what_is_still_to_be_sent(ours: Any) -> None:
     assert rest == RANDOM[: len(rest)]
 
 
-def test_a_peer_that_does_not_read_holds_up_nobody_for_more_than_a_second(ours: Any) -> None:
-    sock, _ = ours.secure(socket.socketpair)
-    sock.settimeout(SHORT)
-    assert ours.run(outcome, sock.sendall, RANDOM) is TimeoutError
-    closing = ours.parks(sock.shutdown, socket.SHUT_WR)
-    with pytest.raises(TimeoutError):
-        closing.result(0.5)
-    closing.result(1.5)
+def test_a_peer_that_does_not_read_holds_up_nobody_for_more_than_a_second(known: Certificates) -> None:
+    with ExitStack() as stack:
+        closings = []
+        for world in [stack.enter_context(secured_world(name, known)) for name in OURS]:
+            sock, _ = world.secure(socket.socketpair)
+            sock.settimeout(SHORT)
+            assert world.run(outcome, sock.sendall, RANDOM) is TimeoutError
+            closings.append(world.parks(sock.shutdown, socket.SHUT_WR))
+        with pytest.raises(TimeoutError):
+            closings[0].result(0.5)
+        for closing in closings:
+            closing.result(1.5)
 
 
 # -- and then in plain text

@@ -23,15 +23,15 @@ from portico.lifecycle import PeerLeft
 from . import draining
 from .certificates import Authority
 from .contract.flavours import short_folder
-from .every_way import EVERY, PATIENCE, TCP, Case, Peer, case_class, in_every_way, until_the_end
+from .every_way import EVERY, PATIENCE, Case, Peer, case_class, in_every_way, until_the_end
 from .green_worlds import exactly
 from .loops import in_a_thread
 from .secured import Certificates, OnPaper, certificates, clean_rest, descriptors, securely, wrapped
 from .waiting import until
 
 COUNTED = [case for case in EVERY if case.counts]
-MANY = [case for case in EVERY if not case.one_by_one]
-BLOCKING = [case for case in EVERY if not case.way.own_tasks]
+HERE = [case for case in EVERY if not case.way.own_process]
+"""Forked children have the sockets of threads; what takes its time is not done by them again."""
 LIMIT = 0.25
 LATE = 0.35
 OVERHEAD = 8_000
@@ -97,7 +97,7 @@ def test_a_given_context_does_as_well(case: Case) -> None:
         assert not served.faults()
 
 
-@in_every_way([case for case in MANY if not case.way.own_process])
+@in_every_way([case for case in HERE if not case.one_by_one])
 def test_a_broadcast_reaches_everybody_whole(case: Case) -> None:
     """A chat: each handler sends to all connections what it reads from one, and one of the peers takes his time."""
     members: list[Peer] = []
@@ -198,7 +198,7 @@ async def sends_a_lot(peer: Peer) -> None:
     await peer.sendall(bytes(3_000_000))
 
 
-@in_every_way(EVERY)
+@in_every_way(HERE)
 def test_who_reads_slowly_gets_all_and_a_clean_end(case: Case) -> None:
     """Not all of it is taken within the second that a peer has which takes nothing."""
     with securely(case, sends_a_lot, KNOWN) as served, served.connect() as plain:
@@ -215,7 +215,7 @@ def test_who_reads_slowly_gets_all_and_a_clean_end(case: Case) -> None:
             assert not served.faults()
 
 
-@in_every_way(BLOCKING)
+@in_every_way([case for case in HERE if not case.way.own_tasks])
 def test_who_reads_nothing_is_waited_for_no_longer_than_a_second_or_so(case: Case) -> None:
     async def gives_up(peer: Peer) -> None:
         await peer.recv(1)
@@ -276,7 +276,7 @@ def test_a_truncated_stream_is_an_error_where_that_is_wished_and_the_peers_fault
             assert [type(event.error) for event in served.of_kind(PeerLeft)] == [ssl.SSLEOFError]
 
 
-@in_every_way([case for case in EVERY if not case.way.own_process])  # a child has copies of the peer's sockets
+@in_every_way(HERE)
 def test_a_peer_that_resets_has_left(case: Case) -> None:
     with securely(case, until_the_peer_says_no_more, KNOWN) as served, served.on_paper() as client:
         client.sock.sendall(client.record(b"hello"))
@@ -327,7 +327,7 @@ def test_what_is_spoilt_ends_its_own_connection_only_as_its_peers_fault(case: Ca
                 other.unwrap()
 
 
-@in_every_way([case for case in MANY if not case.way.own_process])
+@in_every_way([case for case in HERE if not case.one_by_one])
 def test_who_writes_to_a_broken_stream_is_not_to_blame(case: Case) -> None:
     async def writes_on(peer: Peer) -> None:
         await peer.sendall(await peer.recv(9))
@@ -370,7 +370,7 @@ def test_a_silent_client_is_cut_in_time(case: Case) -> None:
         assert served.notes() == ["end", "finally", "finish"]
 
 
-@in_every_way(EVERY)
+@in_every_way(HERE)
 def test_a_client_is_cut_when_its_time_is_over(case: Case) -> None:
     limits: dict[str, Any] = {"connection_timeout": 0.4, "connection_jitter": 0.0}
     with securely(case, until_the_end, KNOWN, **limits) as served, served.secure() as client:
@@ -378,7 +378,7 @@ def test_a_client_is_cut_when_its_time_is_over(case: Case) -> None:
         assert served.reasons() == ["connection_timeout"]
 
 
-@in_every_way(COUNTED)
+@in_every_way(HERE)
 def test_a_trickling_client_is_cut(case: Case) -> None:
     limits: dict[str, Any] = {"min_read_rate": 20_000, "read_grace": 0.3}
 
@@ -396,7 +396,7 @@ def test_a_trickling_client_is_cut(case: Case) -> None:
         assert served.reasons() == ["min_read_rate"]
 
 
-@in_every_way(COUNTED)
+@in_every_way(HERE)
 def test_a_client_that_does_not_read_is_cut(case: Case) -> None:
     async def sends(peer: Peer) -> None:
         await peer.recv(1)
@@ -439,7 +439,7 @@ def test_goodbyes_are_said_before_a_clean_end(way: draining.Way) -> None:
         assert (report.finished, report.goodbyes, report.clean) == (len(clients), len(clients), True)
 
 
-@in_every_way([case for case in MANY if not case.way.own_process])
+@in_every_way([case for case in HERE if not case.one_by_one])
 def test_a_drain_cuts_who_does_not_end(case: Case) -> None:
     async def goes_on(peer: Peer) -> None:
         await peer.sendall(await peer.recv(1))
@@ -473,10 +473,7 @@ class Lines(portico.StreamRequestHandler):
             self.wfile.flush()
 
 
-FILES = [case for case in BLOCKING if not case.is_unix or case.way.name in ("thread", "green")]
-
-
-@in_every_way(FILES)
+@in_every_way([case for case in HERE if not case.way.own_tasks])
 def test_a_handler_of_files_has_its_lines_timeout_and_bounds(case: Case) -> None:
     ends: list[Any] = []
 
@@ -513,7 +510,7 @@ def test_a_handler_of_files_has_its_lines_timeout_and_bounds(case: Case) -> None
 
 
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="the tool openssl is not installed")
-@in_every_way([case for case in TCP if not case.one_by_one and not case.way.own_process])
+@in_every_way([case for case in HERE if not case.one_by_one and not case.is_unix])
 def test_keys_may_be_updated_by_the_peer(case: Case) -> None:
     with securely(case, until_the_end, KNOWN) as served:
         host, port = served.server.server_address
@@ -551,7 +548,7 @@ def test_keys_may_be_updated_by_the_peer(case: Case) -> None:
 # -- nothing is left
 
 
-@in_every_way([case for case in TCP if not case.way.own_process], at_once=False)
+@in_every_way([case for case in HERE if not case.is_unix], at_once=False)
 def test_nothing_grows_with_connections_that_have_ended(case: Case) -> None:
     """Objects of TLS are large, and easily kept by a cycle, or by what a handler has asked for."""
 
@@ -579,6 +576,6 @@ def test_nothing_grows_with_connections_that_have_ended(case: Case) -> None:
             return descriptors(), objects
 
         before = some(5)
-        after = some(60)
+        after = some(40)
         assert after[0] <= before[0]
         assert after[1] <= before[1] + 2
