@@ -417,7 +417,7 @@ def test_sighup_replaces_certificates_and_connections_live_on(
             assert asked(old) == before
         served.process.terminate()
         assert served.process.wait(10) == 0
-        assert served.rest() == ""
+        assert served.rest() == "certificates loaded anew\n"
 
 
 @pytest.mark.parametrize("way", WAYS)

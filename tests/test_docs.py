@@ -13,6 +13,7 @@ import pytest
 
 import portico
 from portico import _tls_options, errors, events, settings
+from portico._certified import Certified
 from portico._managed import Managed
 from portico._on_loop import OnLoop
 from portico._openable import Openable
@@ -53,7 +54,7 @@ def test_the_settings_page_is_what_the_declarations_say() -> None:
 
 def test_class_variables_are_what_the_declarations_say() -> None:
     classes = [Managed, Serving, portico.BaseServer, portico.UDPServer, portico.ThreadingMixIn, portico.ForkingMixIn]
-    classes += [OnLoop, portico.GreenMixIn, Openable]
+    classes += [OnLoop, portico.GreenMixIn, Certified, Openable]
     for setting in settings.ALL.values():
         owner = next(cls for cls in classes if setting.name in vars(cls))
         assert vars(owner)[setting.name] == setting.default, setting.name

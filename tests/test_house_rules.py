@@ -40,6 +40,7 @@ FLOORS = (
     {"_serving"},
     {"_lobby"},
     {"_openable"},
+    {"_certified"},
     {"_requests"},
     {"client"},
     {"_managed"},

@@ -11,6 +11,7 @@ import pytest
 
 import portico
 from portico import settings
+from portico._certified import Certified
 from portico._managed import Managed
 from portico._on_loop import OnLoop
 from portico._openable import Openable
@@ -161,7 +162,7 @@ def test_every_setting_is_declared_with_all_that_a_reader_needs(name: str) -> No
     assert len(setting.reason) > 10
     assert setting.kind.allowed
     owners = [portico.ForkingMixIn, portico.ThreadingMixIn, portico.UDPServer, portico.BaseServer, Serving]
-    owners += [OnLoop, portico.GreenMixIn, Managed, Openable, portico.TCPServer]
+    owners += [OnLoop, portico.GreenMixIn, Managed, Certified, Openable, portico.TCPServer]
     assert any(name in vars(owner) for owner in owners)
 
 

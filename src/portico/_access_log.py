@@ -39,10 +39,7 @@ class AccessLog:
         """Note what cannot be known any more at the end: who is behind a Unix socket."""
         if isinstance(connection.client_address, tuple):
             return
-        try:
-            connection.credentials = _sockets.peer_credentials(connection.current_socket())
-        except (UnavailableError, OSError):  # no Unix socket, closed already, or a system without credentials
-            return
+        connection.credentials = _credentials(connection.current_socket())
 
     def ended(self, connection: Connection) -> None:
         """A connection is over."""
@@ -57,7 +54,10 @@ class AccessLog:
         who = connection.credentials
         if who is not None:
             facts |= {"client_pid": who.pid, "client_uid": who.uid}
-        if connection.reason in _REFUSALS:
+        if connection.tls is not None:
+            peer = connection.tls.peer
+            facts |= {"tls": connection.tls.version, "tls_name": None if peer is None else peer.common_name}
+        if connection.reason in _REFUSALS or connection.refusal is not None:
             facts["refused"] = connection.refusal or _REFUSALS[connection.reason]
         _LOGGER.info("%s", self._render(facts))
 
@@ -65,7 +65,17 @@ class AccessLog:
         """A connection was not let in."""
         if _LOGGER.isEnabledFor(logging.INFO):
             facts = _facts(client_address, _local(request), EndReason.REFUSED.value)
+            who = None if isinstance(client_address, tuple) else _credentials(request)
+            if who is not None:
+                facts |= {"client_pid": who.pid, "client_uid": who.uid}
             _LOGGER.info("%s", self._render(facts | {"refused": reason}))
+
+
+def _credentials(request: Any) -> _sockets.Credentials | None:
+    try:
+        return _sockets.peer_credentials(request)
+    except (UnavailableError, OSError):  # no Unix socket, closed already, or a system without credentials
+        return None
 
 
 def _facts(client: Any, local: Any, reason: str) -> dict[str, Any]:
@@ -91,6 +101,8 @@ def _text(facts: dict[str, Any]) -> str:
         return f"{client} -> {facts['local']} {end}"
     bytes_in, bytes_out = ("-" if facts[name] is None else facts[name] for name in ("bytes_in", "bytes_out"))
     seconds = f"{facts['seconds']:.3f}s"
+    if "tls" in facts:
+        end += f" tls={facts['tls']}" + (f" name={_word(facts['tls_name'])}" if facts["tls_name"] else "")
     return f"{client} -> {facts['local']} id={facts['id']} {seconds} in={bytes_in} out={bytes_out} {end}"
 
 

@@ -275,11 +275,15 @@ class Entry:
         except Exception as error:
             logs.emit(server, HookFailed("overload", error))
 
+    def count_refusal(self, reason: str, counts: dict[str, int] | None = None) -> None:
+        counts = self.refused if counts is None else counts
+        with self._lock:
+            counts[reason] = counts.get(reason, 0) + 1
+
     def refuse(self, server: Any, reason: str, client_address: Any) -> None:
         """Count somebody who was not let in, or would not have been."""
         counts = self.would_refuse if server.limits_dry_run and reason in _LIMITS else self.refused
-        with self._lock:
-            counts[reason] = counts.get(reason, 0) + 1
+        self.count_refusal(reason, counts)
         if self.has_listener:
             logs.emit(server, Refused(reason, client_address, counts is self.would_refuse))
 

@@ -124,6 +124,9 @@ class Keyring:
             made = _contexts.make(source, blocking=self._blocking)
         else:
             made = _contexts.adopt(source, try_it=self._try_it)
+        now = time.time()
+        if loads and made.end is not None and made.end < now and (self._end is None or self._end > now):
+            raise TLSError("the new certificate has ended: clients would refuse it, and not the one that is used")
         if self.loads != loads:  # a signal handler has reloaded meanwhile: its files are the newer ones
             return
         self._give_tickets(made, adopted=not isinstance(source, TLS))

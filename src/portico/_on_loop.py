@@ -18,6 +18,7 @@ from . import _engine, logs, settings
 from ._datagram_queue import DatagramQueue
 from ._datagrams import Answers
 from ._meters import CountedSocket, MeteredSocket
+from ._sealed import kind_of
 from ._serving import Serving
 from ._sockets import ServerSocket, set_blocking_again
 from ._timekeeper import Timekeeper
@@ -147,7 +148,6 @@ class OnLoop(Serving):
     _portico_requests_so_far: tuple[Requests, ...] = ()
     """Of this loop, and of earlier ones whose requests have not all ended."""
     _portico_waits_on_close = True
-    _portico_last_words = 0.03
     _portico_answering: socket.socket | None = None
     """What datagram handlers answer through: the server's own socket once more, as one that does not block the loop."""
     _portico_queue: DatagramQueue | None = None
@@ -273,8 +273,8 @@ class OnLoop(Serving):
 
     def _portico_suited(self, engine: AsyncioLoop, request: Any) -> Any:
         """The request with a socket that leaves the loop alone. What is no plain socket (TLS, an object) stays."""
-        unopened = isinstance(request, MeteredSocket) and getattr(request, "secured", True) is False
-        if type(request) in _PLAIN or unopened:
+        kind = kind_of(request)
+        if kind in _PLAIN or (issubclass(kind, MeteredSocket) and getattr(request, "secured", True) is False):
             return self._portico_taken_over(engine, request)
         if isinstance(request, tuple) and len(request) == 2 and isinstance(request[1], socket.socket):
             return request[0], self._portico_answer_through(engine, request[1])

@@ -1,22 +1,22 @@
 """What a server does with a connection before its handler sees it: certificates, the PROXY header, the handshake.
 
-A server's side of `_opening` and `_keyring`, mixed into all of them by `_serving`. Written for sockets whose calls
-wait, in a thread or by parking a green one; `_lobby` takes the steps where nothing may wait, tasks have theirs (`aio`).
+A server's side of `_opening`, mixed into all of them by `_serving`. Written for sockets whose calls wait, in a thread
+or by parking a green one; `_lobby` takes the steps where nothing may wait, tasks have theirs (`aio`). With which
+certificates is `_certified`'s.
 """
 
 from __future__ import annotations
 
 import socket as _socket
-import sys
 from contextlib import contextmanager
 from functools import partial
 from time import monotonic
 
 from . import _sockets, limits, logs, opening_settings
-from ._managed import Managed
+from ._certified import Certified
 from ._requests import request_failed
 from .errors import HandshakeError, ProxyError, SettingError, TLSError
-from .events import CertificatesKept, CertificatesReplaced, EndReason, OpeningFailed
+from .events import EndReason, OpeningFailed
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from typing import Any
 
     from ._connection import Connection
-    from ._keyring import Keyring
     from ._lobby import Lobby
     from ._opening import Opening
     from .client import Client, TLSInfo
@@ -45,27 +44,20 @@ class NotLetIn(Exception):  # no mistake
     """Now that it is known for whom a connection is, it is refused; which has been told."""
 
 
-class Openable(Managed):
+class Openable(Certified):
     """The part of a server that a connection meets first."""
 
-    tls: Any = opening_settings.TLS.default
-    starttls: bool = opening_settings.STARTTLS.default
     handshake_timeout: float = opening_settings.HANDSHAKE_TIMEOUT.default
     max_handshakes: int | None = opening_settings.MAX_HANDSHAKES.default
-    suppress_ragged_eofs: bool = opening_settings.SUPPRESS_RAGGED_EOFS.default
-    tls_watch: float | None = opening_settings.TLS_WATCH.default
     proxy_protocol: str = opening_settings.PROXY_PROTOCOL.default
     proxy_trusted: Any = opening_settings.PROXY_TRUSTED.default
     allow_uids: Any = limits.ALLOW_UIDS.default
     allow_gids: Any = limits.ALLOW_GIDS.default
 
-    _portico_keyring: Keyring | None = None
     _portico_opens = False
     """Whether connections have to be opened before they are handled."""
     _portico_lobby: Lobby | None = None
     """Where they are, as far as that is done in the loop."""
-    _portico_blocks = True
-    """Whether handlers block, on the very socket, so that the kernel may encrypt for them."""
 
     if TYPE_CHECKING:
         verify_request: Callable[[Any, Any], bool]
@@ -74,28 +66,6 @@ class Openable(Managed):
         _portico_loop: Any
         _portico_runs_inline: bool
         _portico_handlers_are_async: bool
-
-    # -- for the operator
-
-    def reload_tls(self, tls: Any = None) -> bool:
-        """Use the certificates as they are on disk now, or those of another `portico.TLS` or `SSLContext`.
-
-        They are loaded and tried first; open connections keep what they have. Returns whether they are used: if they
-        cannot be, the old ones stay and `CertificatesKept` is told, an error in the log. From any thread and from
-        signal handlers. Raises `SettingError` for a server without `tls`.
-        """
-        keyring = self._portico_ready_keyring()
-        if keyring is None:
-            raise SettingError("reload_tls: this server has no tls")
-        try:
-            keyring.reload(tls)
-        except TLSError as error:
-            logs.emit(self, CertificatesKept(error))
-            return False
-        if tls is not None:
-            self.tls = tls
-        logs.emit(self, CertificatesReplaced(keyring.expires_in()))
-        return True
 
     # -- getting ready
 
@@ -112,37 +82,12 @@ class Openable(Managed):
             connections.openings = Openings(self)
         else:
             connections.openings.refresh(self)
-        sock = getattr(self, "socket", None)
-        if sock is not None and self._portico_context_of_listener() is not None:
-            sock.do_handshake_on_connect = False
+        sock: Any = getattr(self, "socket", None)
+        if self._portico_context_of_listener() is not None:
+            sock.accept = partial(self._portico_accept_sealed, sock)
         # Where handlers park, a loop of ours says what connections are; without one they block.
         if isinstance(sock, _sockets.ServerSocket) and (self._portico_blocks or self._portico_loop is None):
             sock.make_connection = self._portico_connection_class(int(sock.family))
-
-    def _portico_ready_keyring(self) -> Keyring | None:
-        source = self.tls or self._portico_context_of_listener()
-        if not source:
-            self._portico_keyring = None
-        elif self._portico_keyring is None or self._portico_keyring.source is not source:
-            from ._keyring import Keyring  # only now: `ssl` is large
-
-            given, blocks = source is self.tls, self._portico_blocks
-            self._portico_keyring = Keyring(source, blocking=blocks, watch=self.tls_watch, try_it=given)
-        else:
-            self._portico_keyring.watch(self.tls_watch)
-        return self._portico_keyring
-
-    def _portico_context_of_listener(self) -> Any:
-        """That of a listener that a program has wrapped in TLS, as one does in `socketserver`.
-
-        Such a one would have the handshake done in its accept(), and everybody wait for it. Whoever takes requests in
-        his own way is left alone: he may want to know what has been agreed on.
-        """
-        ssl: Any = sys.modules.get("ssl")
-        sock = getattr(self, "socket", None)
-        if ssl is None or not isinstance(sock, ssl.SSLSocket) or self._portico_overridden("get_request"):
-            return None
-        return sock.context if sock.context.sslsocket_class is ssl.SSLSocket else None
 
     def _portico_look_at_listener(self) -> None:
         """Notice one that has been wrapped in TLS while the server runs."""
@@ -150,35 +95,7 @@ class Openable(Managed):
             self._portico_prepare()
             self._portico_open_lobby(self._portico_loop)
 
-    def _portico_connection_class(self, family: int) -> type[_socket.socket]:
-        """What connections are, where handlers block."""
-        if self._portico_keyring is None:
-            return _sockets.connection_class(family)
-        from ._tls_sockets import tls_class
-
-        return tls_class(family)
-
-    def _portico_converted(self, request: Any) -> Any:
-        """A connection that another one's accept() has made, as one of ours; anything else as it is."""
-        kinds: tuple[type, ...] = (_socket.socket,)
-        if self._portico_keyring is not None:
-            kinds = _socket.socket, sys.modules["ssl"].SSLSocket
-        if type(request) not in kinds or not (kinds[-1] is _socket.socket or self._portico_encrypts(request)):
-            return request
-        return _sockets.metered(request, self._portico_connection_class(int(request.family)))
-
     # -- a connection
-
-    def _portico_watch_certificates(self) -> None:
-        """Look whether they have changed, if it is time."""
-        keyring = self._portico_keyring
-        if keyring is None:
-            return
-        loads, error = keyring.loads, keyring.look(monotonic())
-        if error is not None:
-            logs.emit(self, CertificatesKept(error))
-        elif keyring.loads != loads:
-            logs.emit(self, CertificatesReplaced(keyring.expires_in()))
 
     def _portico_awaits_header(self, request: Any) -> bool:
         """Whether it is not known yet for whom this connection is."""
@@ -189,7 +106,7 @@ class Openable(Managed):
         """Do what is still to be done, here and now. The client's address; `NOT_OPENED` if that came to an end."""
         connection = self._portico_to_be_opened(request, client_address, connection)
         opening = connection.opening
-        if opening is not None and connection.reason is None:
+        if opening is not None and not opening.told:
             with self._portico_attempt(connection, request):
                 self._portico_await(partial(self._portico_step, connection, request), request, opening)
                 if self._portico_encrypts(request):
@@ -213,6 +130,8 @@ class Openable(Managed):
         Raises `BlockingIOError` while more has to come, `NotLetIn`, `ProxyError`, or `ConnectionError`.
         """
         opening: Any = connection.opening
+        if connection.reason is not None:
+            raise ConnectionAbortedError("its server has cut it before it was looked at")
         if opening.expects_header:
             header = opening.take_header(request)
             if not self._portico_announce(connection, request, header, verify=verify):
@@ -223,21 +142,15 @@ class Openable(Managed):
     @contextmanager
     def _portico_attempt(self, connection: Connection, request: Any) -> Iterator[None]:
         """Try to open a connection. What is wrong with the peer is told; what is wrong here is raised."""
+        opening: Any = connection.opening
         try:
             yield
         except NotLetIn:
-            return
+            opening.told = True
         except (OSError, ProxyError) as error:
             self._portico_opening_failed(connection, request, error)
         else:
             self._portico_opened(connection, request)
-
-    def _portico_encrypts(self, request: Any) -> bool:
-        """Whether a handshake is to be made, which a program's own `get_request` may have done."""
-        if self._portico_keyring is None or self.starttls:
-            return False
-        theirs = None if hasattr(request, "secured") else getattr(request, "version", None)
-        return theirs is None or theirs() is None
 
     def _portico_seal(self, request: Any, connection: Connection) -> None:
         """Whoever uses this connection before it is opened, opens it: hooks that are overridden may leave that out."""
@@ -344,12 +257,15 @@ class Openable(Managed):
         request.begin(keyring.context)
 
     def _portico_opening_failed(self, connection: Connection, request: Any, error: BaseException) -> None:
-        """It is over before it began; whoever runs it closes it."""
+        """It is over before it began, which is told once; whoever runs it closes it."""
         from ._opening import reason_of
 
         connection.failed(reason_of(error))
-        reason = connection.reason
-        if reason is not None and reason not in _TOLD:
+        opening, reason = connection.opening, connection.reason
+        told = opening is not None and opening.told
+        if opening is not None:
+            opening.told = True
+        if not told and reason is not None and reason not in _TOLD:
             logs.emit(self, OpeningFailed(request, connection.client_address, error, reason))
 
     # -- for handlers

@@ -52,7 +52,7 @@ class Undecided(BlockingIOError):
 class Opening:
     """What one connection has still to do, and until when."""
 
-    __slots__ = ("_pause", "_taken", "believed", "deadline", "expects_header", "heard", "mark", "optional")
+    __slots__ = ("_pause", "_taken", "believed", "deadline", "expects_header", "heard", "mark", "optional", "told")
 
     def __init__(self, deadline: float, *, expects_header: bool, optional: bool, believed: bool) -> None:
         self.deadline = deadline
@@ -65,6 +65,8 @@ class Opening:
         """Whether anything that it has said was seen: of Unix sockets the kernel does not tell."""
         self.mark: int | None = None
         """Where a child says that it is done, if one does it."""
+        self.told = False
+        """Whether it has failed, and that has been told."""
         self._taken = b""
         self._pause = _PAUSE
 
@@ -179,6 +181,8 @@ class Openings:
             known = connection.measure()
             if not (server._portico_has_heard(connection) or (known is not None and known.received)):
                 self._live.pop(connection.id, None)
+                connection.refusal = "max_handshakes"
+                server._portico_connections.count_refusal("max_handshakes")
                 connection.cut(EndReason.HANDSHAKE_TIMEOUT)
                 return True
         return False

@@ -50,6 +50,10 @@ def end_request(server: Any, request: Any, *, ran: bool = True) -> None:
                 request.connection = None  # it need not tell of its closing
         if getattr(request, "secured", False):
             request.ending = True
+            if connections.access_log is not None:
+                from . import client
+
+                client.tls_of(connection, request)  # which remembers it
         server.shutdown_request(request)
     except BaseException as error:
         if isinstance(error, Exception):

@@ -94,9 +94,10 @@ class StopsOnSignals:
 
     def _reload(self, number: int, frame: FrameType | None) -> None:
         """What comes of it is an event of each server."""
-        for server in self._servers if self._system.pid() == self._pid else ():
-            if server.tls:
-                server.reload_tls()
+        if self._system.pid() == self._pid:
+            found = [server.reload_tls() for server in self._servers if server.tls]
+            if found and all(found):
+                print("certificates loaded anew", flush=True)
 
     def _drain(self, drain: Drain) -> None:
         if drain.run().stuck:

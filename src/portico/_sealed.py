@@ -17,7 +17,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Final
 
-__all__ = ["open_late", "seal", "unseal"]
+__all__ = ["kind_of", "open_late", "seal", "unseal"]
 
 _CALLS: Final = (
     "cipher", "do_handshake", "get_channel_binding", "getpeercert", "read", "recv", "recv_into", "recvfrom",
@@ -47,13 +47,19 @@ def _opens_first(name: str, *, is_async: bool) -> Any:
 
 
 def _server(request: Any) -> Any:
-    if request.connection is None:  # it has ended
+    if request.connection is not None:
+        return request.connection.server
+    server = getattr(request, "portico_server", None)  # it has been accepted, and not been let in yet
+    if server is None:  # it has ended
         raise HandshakeError("the connection has come to its end before it was opened")
-    return request.connection.server
+    return server
 
 
 def _checked(_: object, request: Any) -> None:
-    if request.connection is None or request.connection.opening is not None:
+    connection = request.connection
+    if isinstance(request, _Sealed) or not (
+        getattr(request, "secured", False) if connection is None else connection.opening is None
+    ):
         raise HandshakeError("the connection has come to its end before it was opened")
 
 
@@ -77,6 +83,11 @@ def unseal(request: Any) -> None:
     """It is being opened. Safe again."""
     if isinstance(request, _Sealed):
         request.__class__ = type(request).__bases__[1]
+
+
+def kind_of(request: Any) -> Any:
+    """What it is when it is opened."""
+    return type(request).__bases__[1] if isinstance(request, _Sealed) else type(request)
 
 
 async def open_late(request: Any) -> None:

@@ -215,7 +215,7 @@ class AsyncMixIn(OnLoop):
         """What `_portico_open_request` does where it may be waited for; TLS is the loop's own."""
         connection = self._portico_to_be_opened(request, client_address, None)
         opening = connection.opening
-        if opening is not None and connection.reason is None:
+        if opening is not None and not opening.told:
             with self._portico_attempt(connection, request):
                 await self._portico_await_async(partial(self._portico_step, connection, request), request, opening)
                 if self._portico_encrypts(request):

@@ -75,6 +75,10 @@ def _parser() -> argparse.ArgumentParser:
         "--set", dest="values", metavar="NAME=VALUE", action="append", default=[],
         help="a setting, see 'portico settings'; may be repeated",
     )  # fmt: skip
+    command.add_argument(
+        "--log-level", choices=("debug", "info", "warning", "error"),
+        help="what is told on stderr; info says why a client was not let in (default: warning)",
+    )  # fmt: skip
     _tls_options.add(command)
     command.set_defaults(action=_serve)
 
@@ -107,6 +111,8 @@ def _serve(options: argparse.Namespace) -> int:
     unused = set(values) - {name for kind in _kinds(options) for name in _fitting(kind, values)}
     if unused:
         raise CommandError(f"--set {', '.join(sorted(unused))}: none of the servers asked for has such a setting")
+    if options.log_level is not None:
+        _show_log(options.log_level)
     running: list[BaseServer[Any]] = []
     with StopsOnSignals(running, last=True, reloads=tls is not None) as signals, ExitStack() as stack:
         for address in options.addresses:
@@ -136,6 +142,16 @@ def _check_tls(addresses: Sequence[str], values: dict[str, Any], tls: Any) -> No
         raise CommandError(f"--set starttls={values['starttls']} needs {wrong}")
     if tls is not None and not (encrypted or values.get("starttls")):
         raise CommandError("--tls-cert: no address is encrypted: give tls://HOST:PORT, tls-unix:PATH or starttls")
+
+
+def _show_log(level: str) -> None:
+    import logging
+
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(levelname)s %(message)s"))
+    logger = logging.getLogger("portico")
+    logger.addHandler(handler)
+    logger.setLevel(level.upper())
 
 
 def _show_access_log() -> None:

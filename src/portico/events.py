@@ -18,6 +18,7 @@ __all__ = [
     "AcceptPaused",
     "AcceptResumed",
     "BufferShort",
+    "CertificateEnded",
     "CertificatesKept",
     "CertificatesReplaced",
     "ConnectionEnded",
@@ -79,6 +80,10 @@ class Event:
 
     __slots__ = ()
 
+    def __repr__(self) -> str:
+        names = [name for cls in reversed(type(self).__mro__) for name in getattr(cls, "__slots__", ())]
+        return f"<{type(self).__name__} {' '.join(f'{name}={getattr(self, name)!r}' for name in names)}>"
+
 
 class RequestFailed(Event):
     """A handler, or a hook on its way, raised: a bug, or a fault outside the connection."""
@@ -122,6 +127,15 @@ class CertificatesReplaced(Event):
     __slots__ = ("days",)
 
     def __init__(self, days: float | None) -> None:
+        self.days = days
+
+
+class CertificateEnded(Event):
+    """A server begins with a certificate that has ended `days` ago: its clients will refuse it."""
+
+    __slots__ = ("days",)
+
+    def __init__(self, days: float) -> None:
         self.days = days
 
 

@@ -172,9 +172,7 @@ class StreamRequestHandler(BaseRequestHandler[ServerT, _socket.socket]):
         request: Any = self.request
         self.server._portico_check_start(request)  # type: ignore[attr-defined]
         if self.rfile is not self._portico_rfile:
-            raise TLSError(
-                "start_tls() needs the rfile that setup() made: another one may have read ahead"
-            )
+            raise TLSError("start_tls() needs the rfile that setup() made: another one may have read ahead")
         self.wfile.flush()
         request.held = True
         try:

@@ -18,6 +18,7 @@ from .events import (
     AcceptPaused,
     AcceptResumed,
     BufferShort,
+    CertificateEnded,
     CertificatesKept,
     CertificatesReplaced,
     ConnectionEnded,
@@ -116,6 +117,8 @@ def _rendered(event: Event) -> tuple[int, str, BaseException | None]:
 
 def _rendered_of_connections(event: Event) -> tuple[int, str, BaseException | None]:
     match event:
+        case CertificateEnded():
+            return _WARNING, f"the certificate has ended {event.days:.1f} days ago: clients will refuse it", None
         case CertificatesKept():
             return _ERROR, f"new certificates cannot be used, the old ones stay: {event.error}", None
         case CertificatesReplaced():
