@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 import portico
+from portico.lifecycle import EndReason, OpeningFailed
 
 from .certificates import Authority
 from .every_way import Case, Peer, in_every_way
@@ -412,6 +413,24 @@ def test_who_is_refused_by_a_limit_is_not_told_so_in_plain_text(authority: Autho
     in_every_way(EVERY)(one)()
 
 
+@pytest.mark.parametrize("at_once", [True, False])
+def test_a_program_may_wrap_what_it_accepts(at_once: bool, authority: Authority) -> None:
+    """In its `get_request`: the handshake is made there, or by the first who reads."""
+    context = server_context(authority)
+
+    def get_request(self: Any) -> Any:
+        request, client_address = portico.TCPServer.get_request(self)
+        return context.wrap_socket(request, server_side=True, do_handshake_on_connect=at_once), client_address
+
+    def one(way: Case) -> None:
+        with serving_tls(way, authority, members={"get_request": get_request}, tls=None) as served:
+            for _ in range(2):
+                assert served.asked() == b"hello"
+            assert served.all_over(2) == {"done": 2}
+
+    in_every_way([one for one in EVERY if one.way.name in ("plain", "thread", "reused", "fork")])(one)()
+
+
 # --- Sockets and loops that come from elsewhere -------------------------------------------------------------------
 
 
@@ -431,6 +450,22 @@ def test_listeners_that_were_made_elsewhere_get_tls(how: str, authority: Authori
             assert served.asked() == b"hello"
 
     in_every_way([one for one in TCP if not one.streams])(one)()
+
+
+def test_handle_request_waits_no_longer_for_a_handshake_than_it_may(authority: Authority) -> None:
+    tls = portico.TLS(*server_pair(authority))
+    for base in (portico.TCPServer, portico.GreenTCPServer):
+        events: list[Any] = []
+        members = {"handle_event": lambda self, event, events=events: events.append(event), "tls": tls}
+        server: Any = type("Server", (base,), members)(("127.0.0.1", 0), Secretive, handshake_timeout=0.3)
+        with server, socket.create_connection(server.server_address, 10) as silent:
+            began = monotonic()
+            server.handle_request()
+            assert 0.28 < monotonic() - began < 0.3 + LATE
+            assert rest(silent) == b""
+            assert [event.reason for event in events if isinstance(event, OpeningFailed)] == [
+                EndReason.HANDSHAKE_TIMEOUT
+            ]
 
 
 def test_servers_with_and_without_tls_share_a_loop(authority: Authority) -> None:
@@ -458,15 +493,14 @@ def test_servers_with_and_without_tls_share_a_loop(authority: Authority) -> None
 # --- Limits -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("way", "limit"),
-    [
-        (case("thread", "tcp4"), "max_threads"),
-        (case("reused", "tcp4"), "max_threads"),
-        (case("fork", "tcp4"), "max_children"),
-    ],
-    ids=str,
-)
+LIMITED = [
+    (case("thread", "tcp4"), "max_threads"),
+    (case("reused", "tcp4"), "max_threads"),
+    (case("fork", "tcp4"), "max_children"),
+]
+
+
+@pytest.mark.parametrize(("way", "limit"), LIMITED, ids=str)
 def test_a_handshake_takes_a_thread_or_process_and_gives_it_back(way: Case, limit: str, authority: Authority) -> None:
     only: Any = {limit: 1}
 
@@ -478,6 +512,28 @@ def test_a_handshake_takes_a_thread_or_process_and_gives_it_back(way: Case, limi
             return monotonic() - began
 
     assert at_best(wait, 0.5) < 0.5 + LATE
+
+
+@pytest.mark.parametrize(("way", "limit"), LIMITED, ids=str)
+def test_who_has_to_wait_for_a_thread_or_process_does_so_in_our_time(
+    way: Case, limit: str, authority: Authority
+) -> None:
+    only: Any = {limit: 1}
+    with serving_tls(way, authority, handshake_timeout=0.4, **only) as served, crowd(served, 1) as (late,):
+        assert until(lambda: served.server.stats().opening == 1)
+        busy = served.open()
+        opened: list[ssl.SSLSocket] = []
+        begin = partial(trust(authority).wrap_socket, late, server_hostname=NAME)
+        opening = threading.Thread(target=lambda: opened.append(begin()))
+        opening.start()
+        opening.join(0.6)
+        assert opening.is_alive()
+        assert said(busy, b"still here") == b"still here"
+        leave(busy)
+        opening.join()
+        assert said(opened[0], b"hello") == b"hello"
+        leave(opened[0])
+        assert served.all_over(2) == {"done": 2}
 
 
 # --- Settings -----------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import random
 import socket
 import ssl
 import struct
+import threading
 import time
 from collections import Counter, deque
 from collections.abc import Iterable
@@ -15,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from portico.lifecycle import PeerLeft, Refused, RequestFailed
+from portico.lifecycle import HookFailed, PeerLeft, Refused, RequestFailed
 
 from .certificates import Authority
 from .every_way import Case, in_every_way
@@ -173,12 +174,17 @@ BEGINNINGS = {
     "a hello longer than may be": (_record(22, b"\1\xff\xff\xff" + bytes(100)), FAILED),
     "a hello shorter than it must be": (_record(22, b"\1\0\0\1\0"), FAILED),
     "a hello of nothing": (_record(22, b"\1\0\0\0"), FAILED),
+    "a name that is no ASCII": (hello().replace(b"localhost", b"l\xf6calhost"), FAILED),
     "nothing": (b"", LEFT),
     "one byte": (b"\x16", LEFT),
     "the head of a record": (b"\x16\3\1\2\0", LEFT),
     "half of a hello": (hello()[: len(hello()) // 2], LEFT),
     "a hello and no more": (hello(), LEFT),
 }
+
+
+# CPython itself shows a name that is no ASCII to `sys.unraisablehook`, and refuses it.
+names_are_shown = pytest.mark.filterwarnings("ignore:Exception ignored in. b:pytest.PytestUnraisableExceptionWarning")
 
 
 def _say(served: Opened, sayings: Iterable[bytes], at_once: int = 12) -> int:
@@ -207,6 +213,7 @@ def _end(client: Any) -> None:
     leave(client)
 
 
+@names_are_shown
 def test_who_speaks_no_tls_is_ended_and_told_of_once(authority: Authority) -> None:
     def one(way: Case) -> None:
         with serving_tls(way, authority) as served:
@@ -263,8 +270,7 @@ def _bad(random: random.Random) -> bytes:
             return bytes(words[: random.randrange(len(words))]) + random.randbytes(random.randrange(50))
 
 
-# CPython itself shows a name that is no ASCII to `sys.unraisablehook`, and refuses it.
-@pytest.mark.filterwarnings("ignore:Exception ignored in. b:pytest.PytestUnraisableExceptionWarning")
+@names_are_shown
 @pytest.mark.parametrize("way", EVERY, ids=str)
 def test_thousands_of_random_beginnings_end_their_own_connections(way: Case, authority: Authority) -> None:
     source = random.Random(str(way))
@@ -385,7 +391,7 @@ def test_one_handshake_too_many_takes_the_place_of_the_oldest_who_is_silent(auth
             assert until(lambda: stats().opening == 3)
             time.sleep(0.1)  # until what has been said is there
             assert rest(come()) == b""
-            assert stats().refused == {"max_handshakes": 1}
+            assert stats().refused == {"max_handshakes": 3}  # two have made room for others
             assert [event.reason for event in served.of_kind(Refused)] == ["max_handshakes"]
             leave(speaks)
             assert until(lambda: stats().opening == 2)
@@ -394,6 +400,21 @@ def test_one_handshake_too_many_takes_the_place_of_the_oldest_who_is_silent(auth
                 leave(client)
             assert served.all_over(7) == {"handshake_timeout": 2, LEFT: 3, "done": 2}
             assert served.failures() == {"handshake_timeout": 2, LEFT: 3}
+
+    in_every_way(EVERY)(one)()
+
+
+def test_one_that_has_to_make_room_before_anybody_has_looked_at_it_is_told_of_too(authority: Authority) -> None:
+    def one(way: Case) -> None:
+        with serving_tls(way, authority, max_handshakes=1, handshake_timeout=60.0) as served:
+            served.server.suspend()
+            with crowd(served, 3) as clients:
+                served.server.resume()
+                for client in clients[:2]:
+                    assert rest(client) == b""
+                assert until(lambda: served.server.stats().opening == 1)
+            assert served.all_over(3) == {"handshake_timeout": 2, LEFT: 1}
+            assert served.failures() == {"handshake_timeout": 2, LEFT: 1}
 
     in_every_way(EVERY)(one)()
 
@@ -432,5 +453,40 @@ def test_handshakes_under_way_are_ended_with_their_server_at_once(end: str, auth
             else:
                 assert served.all_over(7) == {"drained": 7}
             assert not served.failures()
+
+    in_every_way(EVERY)(one)()
+
+
+# CPython's wrap_socket does not close the client's side if that is reset before it has begun.
+@pytest.mark.filterwarnings("ignore:unclosed <ssl.SSLSocket:ResourceWarning")
+@pytest.mark.parametrize("end", ["drain", "server_close"])
+def test_a_server_that_ends_amid_a_crowd_of_handshakes_loses_count_of_none(end: str, authority: Authority) -> None:
+    """Each is opened and served, or ended, or was never let in."""
+
+    def one(way: Case) -> None:
+        with serving_tls(way, authority) as served:
+            over = threading.Event()
+
+            def come() -> None:
+                while not over.is_set():
+                    with suppress(OSError):  # the server was first
+                        served.asked()
+
+            crowds = [threading.Thread(target=come) for _ in range(4)]
+            for thread in crowds:
+                thread.start()
+            try:
+                assert until(lambda: len(served.ends()) >= 20)
+                getattr(served.server, end)()
+            finally:
+                over.set()
+                for thread in crowds:
+                    thread.join()
+            assert until(lambda: served.server.stats().active == 0)
+            reasons = served.all_over(len(served.ends()))
+            assert reasons["done"] >= 20
+            assert set(reasons) <= {"done", "drained", "peer_left", "cut"}
+            assert not served.of_kind(RequestFailed)
+            assert not served.of_kind(HookFailed)
 
     in_every_way(EVERY)(one)()
