@@ -11,6 +11,7 @@ import socket
 import ssl
 import struct
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -232,6 +233,42 @@ def test_a_peer_that_does_not_read_holds_up_nobody_for_more_than_a_second(known:
             closings[0].result(0.5)
         for closing in closings:
             closing.result(1.5)
+
+
+def _full(world: Any) -> tuple[Any, Any]:
+    """A connection with as much underway as there is room for; and its peer."""
+    here, there = tcp_pair()
+    here.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 18)
+    sock, peer = world.secure(lambda: (here, there))
+    sock.settimeout(SHORT)
+    assert world.run(outcome, sock.sendall, RANDOM) is TimeoutError
+    return sock, peer
+
+
+def _read_slowly(peer: Any) -> int:
+    """So slowly that it takes more than a second until there is room for a word more; then at once."""
+    total, began = 0, time.monotonic()
+    while piece := peer.recv(3_000):
+        total += len(piece)
+        if time.monotonic() - began < 1.6:
+            time.sleep(0.05)
+    return total
+
+
+def _seconds_to_shut(sock: Any) -> float:
+    began = time.monotonic()
+    sock.shutdown(socket.SHUT_WR)
+    return time.monotonic() - began
+
+
+def test_a_peer_that_reads_slowly_is_waited_for(known: Certificates) -> None:
+    with ExitStack() as stack, ThreadPoolExecutor(len(OURS)) as pool:
+        ends = []
+        for world in [stack.enter_context(secured_world(name, known)) for name in OURS]:
+            sock, peer = _full(world)
+            ends.append((world.start(_seconds_to_shut, sock), pool.submit(_read_slowly, peer)))
+        assert all(reading.result(PATIENCE) > 100_000 for _, reading in ends)  # and a clean end
+        assert max(closing.result(PATIENCE) for closing, _ in ends) > 1.0
 
 
 # -- and then in plain text

@@ -169,9 +169,14 @@ class CountedWriter(asyncio.StreamWriter):
 
     async def wait_closed(self) -> None:
         """Until it is closed. An encrypted one is also when its peer has taken all, and does not answer."""
-        if not self.encrypted:
+        if self.encrypted:
+            await self.part(PARTING)
+        else:
             await super().wait_closed()
-        elif not await self.while_taken(super().wait_closed(), PARTING, or_all_is=True):
+
+    async def part(self, patience: float) -> None:
+        """Until an encrypted one is closed, or its peer has taken nothing for so many seconds."""
+        if not await self.while_taken(super().wait_closed(), patience, or_all_is=True):
             self.transport.abort()
 
     async def while_taken(self, step: Coroutine[Any, Any, None], patience: float, *, or_all_is: bool = False) -> bool:

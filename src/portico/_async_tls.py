@@ -16,13 +16,16 @@ from typing import Any, Final
 from ._async_sockets import AsyncSocket, CountedAsyncSocket
 from ._async_streams import CountedReader, CountedWriter, StreamSocket, open_streams
 from ._certificates import PeerCertificate
-from ._encrypted import LONGEST_PARTING
+from ._encrypted import LONGEST_PARTING, PARTING
 from ._encrypted import truncated as _truncated
 from ._meters import kernel_counts_family
+from .events import EndReason
 
 __all__ = ["AsyncTLSSocket", "CountedAsyncTLSSocket", "TLSProtocol", "async_tls_class"]
 
 _LIMIT: Final = 1 << 16
+# Ends for which nobody waits any more.
+_CUT: Final = (EndReason.CUT, EndReason.CLOSED)
 
 
 class TLSProtocol(asyncio.StreamReaderProtocol):
@@ -251,17 +254,18 @@ class AsyncTLSSocket(AsyncSocket):
         if not self.secured:
             return
         writer = self.writer
+        cut = self.connection is not None and self.connection.reason in _CUT
         try:
             if not writer.is_closing():
                 if self.connection is not None:
                     self.connection.measure()  # now: uvloop closes the descriptor before it says so
                 self.was_connected = True
-                if writer.unsent():
+                if writer.unsent() and not cut:
                     writer.transport.set_write_buffer_limits(0)
                     if not await writer.while_taken(writer.drain(), LONGEST_PARTING):
                         raise TimeoutError("the peer does not read")
                 self._part()
-            await writer.wait_closed()
+            await writer.part(0.0 if cut else PARTING)
         except OSError:  # the peer has gone
             writer.transport.abort()
         except BaseException:  # cancelled while the peer did not take the rest

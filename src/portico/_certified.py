@@ -33,6 +33,8 @@ class Certified(Managed):
     tls_watch: float | None = opening_settings.TLS_WATCH.default
 
     _portico_keyring: Keyring | None = None
+    _portico_seals = False
+    """Whether anybody could use a connection before it is opened: a hook of somebody's own."""
     _portico_blocks = True
     """Whether handlers block, on the very socket, so that the kernel may encrypt for them."""
 
@@ -89,13 +91,14 @@ class Certified(Managed):
 
     def _portico_accept_sealed(self, listener: Any) -> tuple[Any, Any]:
         """The accept() of such a listener: its handshake is done later, or when a hook wants to know its outcome."""
-        from ._sealed import seal
-
         descriptor, address = listener._accept()
         family = int(listener.family)
         request: Any = self._portico_connection_class(family)(family, int(listener.type), listener.proto, descriptor)
-        request.portico_server = self
-        seal(request, is_async=False)
+        if self._portico_seals:
+            from ._sealed import seal
+
+            request.portico_server = self
+            seal(request, is_async=False)
         return request, address
 
     def _portico_connection_class(self, family: int) -> type[_socket.socket]:

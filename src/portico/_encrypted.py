@@ -20,6 +20,10 @@ from ._certificates import PeerCertificate
 __all__ = ["LONGEST_PARTING", "PARTING", "Encrypted", "checked_timeout", "closed", "truncated"]
 
 _Socket: Any = socket.SocketType
+# Plain numbers, and the family as one: their enums cost 1 us each.
+_family: Final = _Socket.family.__get__
+_INTERNET: Final = (int(socket.AF_INET), int(socket.AF_INET6))
+_TCP, _NODELAY = int(socket.IPPROTO_TCP), int(socket.TCP_NODELAY)
 PARTING: Final = 1.0
 """Seconds in which a peer has to take something, if our last word, the close_notify, waits for what came before."""
 LONGEST_PARTING: Final = 30.0
@@ -70,9 +74,9 @@ class Encrypted(ssl.SSLSocket):
         self.failure = self.truncated = None  # of an earlier TLS, which has been unwrapped
         self._ahead = b""
         self._context = context
-        if self.family in (socket.AF_INET, socket.AF_INET6):
+        if _family(self) in _INTERNET:
             # Else the first answer would wait 40 ms: it follows two tickets, each a small packet (RFC 896).
-            _Socket.setsockopt(self, socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            _Socket.setsockopt(self, _TCP, _NODELAY, 1)
         self._encrypt(context)
 
     def _encrypt(self, context: Any) -> None:
@@ -115,21 +119,24 @@ class Encrypted(ssl.SSLSocket):
             return self._read_ahead(len, buffer)
         try:
             data: bytes | int = self._read(len, buffer)
-        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
-            raise
-        except ssl.SSLZeroReturnError:
-            data = b"" if buffer is None else 0
-        except ssl.SSLEOFError:
-            self.truncated = True
-            if not self.suppress_ragged_eofs:
-                raise
-            return b"" if buffer is None else 0
         except ssl.SSLError as error:
-            self.failure = error
-            raise
+            return self._met(error, b"" if buffer is None else 0)  # type: ignore[no-any-return]
         if not data:
             self.truncated = False
         return data
+
+    def _met(self, error: ssl.SSLError, nothing: Any) -> Any:
+        """What a read returns that has met this; or it is raised."""
+        if isinstance(error, ssl.SSLZeroReturnError):
+            self.truncated = False
+            return nothing
+        if isinstance(error, ssl.SSLEOFError):
+            self.truncated = True
+            if self.suppress_ragged_eofs:
+                return nothing
+        elif not isinstance(error, (ssl.SSLWantReadError, ssl.SSLWantWriteError)):
+            self.failure = error
+        raise error
 
     def _read(self, length: int, buffer: Any) -> bytes | int:
         """Wait for something to be read. An end is nothing, or raises `ssl.SSLEOFError` if it is a truncated one.
@@ -156,6 +163,9 @@ class Encrypted(ssl.SSLSocket):
     def do_handshake(self, block: bool = False) -> None:
         """TLS's handshake, within the socket's timeout. Raises `ssl.SSLError`, `TimeoutError` or another `OSError`."""
         self._do_handshake()
+        self._agreed()
+
+    def _agreed(self) -> None:
         self.portico_session = session = self._sslobj
         self.portico_version = session.version()
         self.portico_peer = PeerCertificate.of(session) if session.context.verify_mode else None

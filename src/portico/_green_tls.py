@@ -52,7 +52,101 @@ class GreenTLSSocket(Encrypted, GreenSocket):
         self._unsent: Any = b""
         """What is encrypted, and could not be sent before a deadline: to be sent before all else."""
 
+    # -- opening, by as few calls as can be: measured with resumed sessions, 340 us a connection, and 420 by the others
+
+    def can_open(self) -> bool:
+        """Whether `hear` and `open` may be called here: in a green thread of the loop that the socket is of."""
+        thread = getcurrent()
+        return self._sends_at_once and type(thread) is GreenThread and thread.hub is self._home
+
+    def hear(self, deadline: float) -> bytes:
+        """The client's first word: nothing is spent on who is silent."""
+        heard = self._take(deadline)
+        if not heard:
+            raise ConnectionResetError("the peer has left without a word")
+        return heard
+
+    def open(self, deadline: float, heard: bytes) -> None:
+        """`do_handshake`, after `hear` and `begin`. Nobody else has the socket yet, so no lock is held."""
+        sslobj, incoming = self._sslobj, self._incoming
+        while True:
+            if heard:
+                incoming.write(heard)
+            else:
+                incoming.write_eof()
+            try:
+                sslobj.do_handshake()
+                break
+            except ssl.SSLWantReadError:
+                self._hand_over(deadline)
+            except ssl.SSLError as error:
+                raise self._alerted(error) from None
+            heard = self._take(deadline)
+        # Since TLS 1.3 only tickets are left to be sent. They go with the first answer, or before a wait for more.
+        if sslobj.version() != "TLSv1.3":
+            self._hand_over(deadline)
+        self._agreed()
+
+    def _take(self, deadline: float) -> bytes:
+        """What has come, as soon as something has; nothing at the end."""
+        while True:
+            if self._readable:
+                try:
+                    data: bytes = _recv(self, _CHUNK)
+                except AGAIN:
+                    self._readable = self._ended
+                else:
+                    if len(data) < _CHUNK:
+                        self._readable = self._ended
+                    return data
+            self._park(getcurrent(), READ, deadline)  # type: ignore[arg-type]
+
+    def _hand_over(self, deadline: float | None) -> None:
+        """Send what is encrypted, where nobody else can be doing so, and nothing is late."""
+        data = self._outgoing.read()
+        if not data:
+            return
+        try:
+            sent = _send(self, data)
+        except AGAIN:
+            sent = 0
+        if sent < len(data):
+            self._unsent = memoryview(data)[sent:]
+            self._flush(deadline)
+
     # -- reading
+
+    def recv(self, buflen: int = 1024, flags: int = 0) -> bytes:
+        sslobj = self._sslobj
+        if sslobj is None or flags or buflen <= 0 or self._ahead or self.truncated is not None:
+            return super().recv(buflen, flags)
+        incoming = self._incoming
+        if not self._sends_at_once or incoming.pending or self._outgoing.pending or sslobj.pending():
+            return super().recv(buflen, flags)
+        try:  # as `_read` does: a message, in nearly all cases, by three calls less
+            data = GreenSocket.recv(self, _CHUNK)  # not a subclass's: that would count twice
+        except BlockingIOError:
+            raise _nothing_yet() from None
+        try:
+            if not data:
+                raise truncated()
+            with self._lock:
+                incoming.write(data)
+                read: bytes = sslobj.read(buflen)
+        except ssl.SSLWantReadError:  # a part of a record
+            return super().recv(buflen, flags)
+        except ssl.SSLError as error:
+            return self._met(self._alerted(error), b"")  # type: ignore[no-any-return]
+        if not read:
+            self.truncated = False
+        return read
+
+    def _alerted(self, error: ssl.SSLError) -> ssl.SSLError:
+        """The peer is told, too, by an alert that says why; unless this is its end."""
+        if not isinstance(error, (ssl.SSLZeroReturnError, ssl.SSLEOFError)):
+            with suppress(OSError):
+                self._flush(monotonic() + PARTING)
+        return error
 
     def _read(self, length: int, buffer: Any) -> bytes | int:
         sslobj, incoming, lock = self._sslobj, self._incoming, self._lock
@@ -65,18 +159,15 @@ class GreenTLSSocket(Encrypted, GreenSocket):
                             return self._read_ahead(length, buffer)
                         return sslobj.read(length) if buffer is None else sslobj.read(length, buffer)  # type: ignore[no-any-return]
                 except ssl.SSLWantReadError:
-                    if self._outgoing.pending:  # an answer to an update of keys
-                        self._flush(self._deadline())
-                except (ssl.SSLZeroReturnError, ssl.SSLEOFError):
-                    raise
-                except ssl.SSLError:
-                    with suppress(OSError):  # an alert, which says why
-                        self._flush(monotonic() + PARTING)
-                    raise
+                    pass
+                except ssl.SSLError as error:
+                    raise self._alerted(error) from None
+            if self._outgoing.pending:  # tickets, or an answer to an update of keys
+                self._flush(self._deadline())
             try:
                 data = GreenSocket.recv(self, _CHUNK)  # not a subclass's: that would count twice
             except BlockingIOError:  # a socket without a timeout is told in the words of `ssl`
-                raise ssl.SSLWantReadError(ssl.SSL_ERROR_WANT_READ, "The operation did not complete (read)") from None
+                raise _nothing_yet() from None
             if not data:  # which OpenSSL need not know: it would send nothing more
                 raise truncated()
             self._feed(data)
@@ -98,10 +189,8 @@ class GreenTLSSocket(Encrypted, GreenSocket):
                     call()
             except ssl.SSLWantReadError:
                 self._flush(deadline)
-            except ssl.SSLError:
-                with suppress(OSError):  # an alert, which says why
-                    self._flush(monotonic() + PARTING)
-                raise
+            except ssl.SSLError as error:
+                raise self._alerted(error) from None
             else:
                 self._flush(deadline)
                 return
@@ -118,9 +207,14 @@ class GreenTLSSocket(Encrypted, GreenSocket):
         if self._timeout == 0:
             self.settimeout(PARTING)
         with self._lock:
-            self._look_ahead()
-            with suppress(OSError):  # the peer's answer, which nobody waits for
+            if self.truncated is None:
+                self._look_ahead()
+            try:
                 self._sslobj.shutdown()
+            except OSError:  # the peer's answer, which nobody waits for
+                pass
+        if self._says_at_once():
+            return
         end, waiting = monotonic() + LONGEST_PARTING, self._untaken()
         while True:
             try:
@@ -134,6 +228,23 @@ class GreenTLSSocket(Encrypted, GreenSocket):
     def _untaken(self) -> int:
         """Bytes on their way to the peer."""
         return len(self._unsent) + self._outgoing.pending + out_queue(self)
+
+    def _says_at_once(self) -> bool:
+        """Send what is left, if nobody else does and the kernel has room for it, as nearly always."""
+        if not self._sending.acquire(False):
+            return False
+        try:
+            if self._unsent:
+                return False
+            data = self._outgoing.read()
+            try:
+                sent = _send(self, data) if data else 0
+            except AGAIN:
+                sent = 0
+            self._unsent = memoryview(data)[sent:]
+            return sent == len(data)
+        finally:
+            self._end_turn()
 
     def _look_ahead(self) -> None:
         """Read what has come: `_say_close` says why."""
@@ -261,6 +372,10 @@ class GreenTLSSocket(Encrypted, GreenSocket):
         if self._line:  # in whichever thread this is
             with suppress(RuntimeError, IndexError):  # the loop is closed; nobody waits any more
                 self._hub.loop.call_soon_threadsafe(self._line[0].switch)  # type: ignore[union-attr]
+
+
+def _nothing_yet() -> ssl.SSLWantReadError:
+    return ssl.SSLWantReadError(ssl.SSL_ERROR_WANT_READ, "The operation did not complete (read)")
 
 
 def _no_room() -> ssl.SSLWantWriteError:

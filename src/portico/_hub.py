@@ -115,6 +115,9 @@ class GreenThread(greenlet):
         while self.job is not None:
             self._run_job(self.job)
             if len(hub.spare) >= self._spare:
+                if self._alarm is not None:  # a spare one's may ring: the next request's seldom has to be set then
+                    self._alarm.cancel()
+                    self._alarm = None
                 return
             hub.spare.append(self)
             self.result = self.failure = None
@@ -135,9 +138,6 @@ class GreenThread(greenlet):
         finally:
             self.job = self.interruption = None
             self.group.discard(self)
-            if self._alarm is not None:
-                self._alarm.cancel()
-                self._alarm = None
             joiners, self._joiners = self._joiners, ()
             for joiner in joiners:
                 self.hub.loop.call_soon(joiner.switch)

@@ -36,6 +36,11 @@ NOT_OPENED = object()
 
 UNOPENED = (EndReason.HANDSHAKE_FAILED, EndReason.HANDSHAKE_TIMEOUT, EndReason.PROXY_REFUSED)
 """Ends of connections that no handler has seen."""
+# Hooks that have a request in hand, perhaps before it is opened.
+_SEE_REQUESTS = (
+    "get_request", "verify_request", "process_request", "process_request_thread", "process_request_task",
+    "finish_request",
+)  # fmt: skip
 # Ends that somebody else has told of.
 _TOLD = (EndReason.DRAINED, EndReason.CUT, EndReason.CLOSED, EndReason.REFUSED)
 
@@ -82,6 +87,7 @@ class Openable(Certified):
             connections.openings = Openings(self)
         else:
             connections.openings.refresh(self)
+        self._portico_seals = any(hasattr(self, name) and self._portico_overridden(name) for name in _SEE_REQUESTS)
         sock: Any = getattr(self, "socket", None)
         if self._portico_context_of_listener() is not None:
             sock.accept = partial(self._portico_accept_sealed, sock)
@@ -108,9 +114,10 @@ class Openable(Certified):
         opening = connection.opening
         if opening is not None and not opening.told:
             with self._portico_attempt(connection, request):
-                self._portico_await(partial(self._portico_step, connection, request), request, opening)
-                if self._portico_encrypts(request):
-                    self._portico_secure(request, opening.left)
+                if not self._portico_open_at_once(request, opening):
+                    self._portico_await(partial(self._portico_step, connection, request), request, opening)
+                    if self._portico_encrypts(request):
+                        self._portico_secure(request, opening.left)
         return connection.client_address if connection.opening is None else NOT_OPENED
 
     def _portico_to_be_opened(self, request: Any, client_address: Any, known: Connection | None) -> Connection:
@@ -154,7 +161,7 @@ class Openable(Certified):
 
     def _portico_seal(self, request: Any, connection: Connection) -> None:
         """Whoever uses this connection before it is opened, opens it: hooks that are overridden may leave that out."""
-        if connection.opening is not None and connection.key is None:
+        if self._portico_seals and connection.opening is not None and connection.key is None:
             from ._sealed import seal
 
             seal(request, is_async=self._portico_handlers_are_async)
@@ -165,9 +172,10 @@ class Openable(Certified):
         self._portico_open_request(request, None if connection is None else connection.client_address, connection)
 
     def _portico_opened(self, connection: Connection, request: Any) -> None:
-        from ._sealed import unseal
+        if self._portico_seals:
+            from ._sealed import unseal
 
-        unseal(request)
+            unseal(request)
         openings = self._portico_connections.openings
         if openings is not None:
             openings.done(connection)
@@ -211,6 +219,10 @@ class Openable(Certified):
         connection.failed(EndReason.REFUSED)
         return False
 
+    def _portico_open_at_once(self, request: Any, opening: Opening) -> bool:
+        """Open it in a way of one's own, if there is one that is faster; whether that was so."""
+        return False
+
     def _portico_secure(self, request: Any, seconds: float) -> None:
         """TLS's handshake, on a socket whose calls wait. Raises `ssl.SSLError`, `TimeoutError` or another `OSError`."""
         timeout = request.gettimeout()
@@ -249,9 +261,10 @@ class Openable(Certified):
             raise TLSError("there are no certificates to encrypt with: give the server tls")
         if not hasattr(request, "begin"):
             raise TLSError(f"{type(request).__name__} cannot be encrypted: get_request must return what accept() does")
-        from ._sealed import unseal
+        if self._portico_seals:
+            from ._sealed import unseal
 
-        unseal(request)
+            unseal(request)
         listener: Any = None if self.tls else self.socket
         request.suppress_ragged_eofs = (listener or self).suppress_ragged_eofs
         request.begin(keyring.context)

@@ -155,7 +155,7 @@ class Openings:
         server._portico_watch_certificates()
         if not server._portico_opens:
             return None
-        expects, believed = self._mode != "off", self._is_trusted(client_address)
+        expects, believed = self._mode != "off", self._mode == "required" or self._is_trusted(client_address)
         deadline, optional = monotonic() + self._timeout, self._mode == "optional"
         return Opening(deadline, expects_header=expects, optional=optional, believed=believed)
 

@@ -14,6 +14,7 @@ import asyncio
 import contextvars
 import socket
 from contextlib import contextmanager, suppress
+from functools import cache
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -37,11 +38,19 @@ if TYPE_CHECKING:
     from ._connection import Connection
     from ._datagram_queue import DatagramQueue
     from ._engine import AsyncioLoop
+    from ._opening import Opening
     from ._session import PeerSession
 
 _NEW: Any = object.__new__
 
 __all__ = ["GreenMixIn", "GreenSocket", "GreenThread", "connect", "in_thread", "sleep", "spawn", "timeout", "wait_for"]
+
+
+@cache
+def _tls_kind(family: int) -> Any:
+    from ._green_tls import green_tls_class  # only where it is wanted, and once: an import takes 1 us each time
+
+    return green_tls_class(family)
 
 
 class GreenMixIn(OnLoop):
@@ -152,11 +161,18 @@ class GreenMixIn(OnLoop):
         if kind == socket.SOCK_DGRAM:
             kind_of_socket = GreenDatagramSocket
         elif self._portico_keyring is not None:
-            from ._green_tls import green_tls_class  # only where it is wanted
-
-            kind_of_socket = green_tls_class(family)
+            kind_of_socket = _tls_kind(family)
         made: GreenSocket = kind_of_socket(family, kind, proto, descriptor, hub=engine.share.hub)
         return made
+
+    def _portico_open_at_once(self, request: Any, opening: Opening) -> bool:
+        if opening.expects_header or not getattr(request, "can_open", bool)() or not self._portico_encrypts(request):
+            return False
+        heard = request.hear(opening.deadline)
+        opening.heard = True
+        self._portico_begin_tls(request)
+        request.open(opening.deadline, heard)
+        return True
 
     def _portico_wait_readable(self, request: Any, seconds: float) -> None:
         thread = getcurrent()
