@@ -24,7 +24,7 @@ from .waiting import until
 
 BLOCKING = [case for case in EVERY if not case.way.own_tasks]
 STREAMS = [case for case in EVERY if case.streams]
-LATE = 0.4
+LATE = 0.6
 BIG = bytes(range(251)) * 2_000
 
 KNOWN: Certificates
@@ -134,11 +134,11 @@ def test_a_client_that_does_not_trust_us_is_not_either(case: Case) -> None:
 
 @in_every_way(EVERY)
 def test_a_client_that_says_nothing_is_given_up_in_time(case: Case) -> None:
+    began = time.monotonic()
     with offering(case, starts, handshake_timeout=0.3) as served, ask(served) as client:
-        began = time.monotonic()
         while client.recv(100):
             pass
-        assert 0.25 <= time.monotonic() - began <= 0.3 + LATE
+        assert 0.3 <= time.monotonic() - began <= 0.3 + LATE
         assert served.reasons() == ["handshake_timeout"]
         assert not faults(served)
 

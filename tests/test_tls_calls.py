@@ -387,3 +387,22 @@ def test_after_a_timeout_other_data_may_be_sent(ours: Any, call: str, make: Any)
     as_, bs = got[0].count(b"A"), got[0].count(b"B")
     assert got[0] == b"A" * as_ + b"B" * bs
     assert (as_ >= sent, bs) == (True, len(second))
+
+
+def test_what_sendall_has_left_is_not_taken_for_what_is_sent_next(known: Certificates) -> None:
+    """Even if that is the same: only `send` has told nobody that its data is on its way."""
+    with secured_world("threads", known) as threads:
+        sock, peer = threads.secure(socket.socketpair)
+        sock.settimeout(SHORT)
+        record = SOME[:RECORD]
+        assert threads.run(outcome, sock.sendall, record * 100) is TimeoutError
+        peer.settimeout(SHORT)
+        got = 0
+        with suppress(TimeoutError):
+            while True:
+                got += len(peer.recv(RECORD))
+        peer.settimeout(PATIENCE)
+        assert threads.run(sock.send, record) == RECORD
+        threads.run(sock.shutdown, socket.SHUT_WR)
+        assert clean_rest(peer) == record * 2  # the one that was underway, and this one
+        assert not got % RECORD

@@ -215,6 +215,25 @@ def test_who_reads_slowly_gets_all_and_a_clean_end(case: Case) -> None:
             assert not served.faults()
 
 
+@in_every_way(HERE)
+def test_who_sends_waits_for_who_reads(case: Case) -> None:
+    """However much is handed over at once: it must not pile up here, where nobody sees it."""
+    size = 12_000_000 if not case.is_unix else 1_500_000
+
+    async def sends(peer: Peer) -> None:
+        await peer.recv(1)
+        peer.note("begins")
+        await peer.sendall(bytes(size))
+        peer.note("ends")
+
+    with securely(case, sends, KNOWN) as served, served.secure() as client:
+        client.sendall(b"x")
+        assert until(lambda: served.notes() == ["begins"])
+        assert not until(lambda: "ends" in served.notes(), timeout=0.3)
+        assert len(clean_rest(client)) == size
+        assert until(lambda: served.notes() == ["begins", "ends", "finish"])
+
+
 @in_every_way([case for case in HERE if not case.way.own_tasks])
 def test_who_reads_nothing_is_waited_for_no_longer_than_a_second_or_so(case: Case) -> None:
     async def gives_up(peer: Peer) -> None:
