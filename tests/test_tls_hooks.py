@@ -124,6 +124,35 @@ def test_a_wrapped_listener_gets_what_tls_gets(when: str, authority: Authority) 
     in_every_way(EVERY)(one)()
 
 
+def test_a_listener_may_be_wrapped_in_the_very_moment_that_it_is_to_be_watched(authority: Authority) -> None:
+    context = server_context(authority)
+
+    def one(way: Case) -> None:
+        timers: list[threading.Timer] = []
+        wrapped = threading.Event()
+
+        def ready_to_accept(self: Any) -> bool:
+            if not timers:
+                family, descriptor = self.socket.family, self.socket.detach()  # with which wrap_socket begins
+
+                def go_on() -> None:
+                    listener = socket.socket(family, fileno=descriptor)
+                    self.socket = context.wrap_socket(listener, server_side=True)
+                    wrapped.set()
+
+                timers.append(threading.Timer(0.05, go_on))
+                timers[0].start()
+            return True
+
+        with serving_tls(way, authority, members={"ready_to_accept": ready_to_accept}, tls=None) as served:
+            assert wrapped.wait(10)
+            with crowd(served, 1):
+                assert served.asked() == b"hello"
+            timers[0].join()
+
+    in_every_way([one for one in EVERY if not one.way.own_process])(one)()
+
+
 MIXED_IN: dict[str, tuple[type, ...]] = {
     "threads": (portico.ThreadingMixIn, http.server.HTTPServer),
     "forks": (portico.ForkingMixIn, http.server.HTTPServer),
@@ -381,6 +410,31 @@ def test_no_override_of_async_does_either(handler: str, loop: str, authority: Au
             assert secret(server.server_address, authority) == SECRET, way
 
 
+def test_a_handler_that_tries_again_and_again_is_told_of_once(authority: Authority) -> None:
+    events: list[Any] = []
+    caught: list[Exception] = []
+
+    def insist(request: Any, client_address: Any, server: Any) -> None:
+        for _ in range(3):
+            try:
+                request.sendall(SECRET)
+            except Exception as error:
+                caught.append(error)
+
+    members = OVERRIDES["both"] | {"handle_event": lambda self, event: events.append(event), "own_threads": []}
+    tls = portico.TLS(*server_pair(authority))
+    made: Any = type("Server", (portico.ThreadingTCPServer,), members)
+    server = made(("127.0.0.1", 0), insist, tls=tls, handshake_timeout=0.2)
+    with _looping(server, "handle_request"):
+        assert SECRET not in plain_answer(server.server_address)
+        with socket.create_connection(server.server_address, 10) as silent:
+            assert rest(silent) == b""
+    assert len(caught) == 6
+    assert isinstance(caught[0], portico.HandshakeError)
+    reasons = [event.reason for event in events if isinstance(event, OpeningFailed)]
+    assert reasons == [EndReason.HANDSHAKE_FAILED, EndReason.HANDSHAKE_TIMEOUT]
+
+
 def test_a_connection_may_be_refused_before_its_handshake(authority: Authority) -> None:
     def one(way: Case) -> None:
         asked: list[Any] = []
@@ -522,18 +576,19 @@ def test_who_has_to_wait_for_a_thread_or_process_does_so_in_our_time(
     with serving_tls(way, authority, handshake_timeout=0.4, **only) as served, crowd(served, 1) as (late,):
         assert until(lambda: served.server.stats().opening == 1)
         busy = served.open()
-        opened: list[ssl.SSLSocket] = []
-        begin = partial(trust(authority).wrap_socket, late, server_hostname=NAME)
-        opening = threading.Thread(target=lambda: opened.append(begin()))
-        opening.start()
-        opening.join(0.6)
-        assert opening.is_alive()
+        late.sendall(hello())
+        late.settimeout(0.6)
+        with pytest.raises(TimeoutError):
+            late.recv(1)
         assert said(busy, b"still here") == b"still here"
         leave(busy)
-        opening.join()
-        assert said(opened[0], b"hello") == b"hello"
-        leave(opened[0])
-        assert served.all_over(2) == {"done": 2}
+        late.settimeout(10)
+        assert late.recv(1) == b"\x16"
+        assert len(late.recv(65536)) > 100
+        late.settimeout(0.1)
+        with pytest.raises(TimeoutError):  # it has what is left of its time
+            late.recv(1)
+        assert served.all_over(2) == {"done": 1, "handshake_timeout": 1}
 
 
 # --- Settings -----------------------------------------------------------------------------------------------------
