@@ -184,7 +184,7 @@ def pages(address: Any, authority: Authority) -> list[bytes]:
             client.request("GET", "/")
             found.append(client.getresponse().read())
     finally:
-        client.close()
+        leave(client.sock)
     return found
 
 
@@ -194,7 +194,7 @@ def test_the_standard_librarys_http_server_speaks_https_under_our_mixins(
     base: str, how: str, authority: Authority
 ) -> None:
     tls = portico.TLS(*server_pair(authority)) if how == "tls" else None
-    server: Any = type("Server", MIXED_IN[base], {"tls": tls, "drain_timeout": 1.0})(("127.0.0.1", 0), Page)
+    server: Any = type("Server", MIXED_IN[base], {"tls": tls, "drain_timeout": 5.0})(("127.0.0.1", 0), Page)
     if how == "wrapped":
         server.socket = server_context(authority).wrap_socket(server.socket, server_side=True)
     address = server.server_address
@@ -370,7 +370,7 @@ def test_no_override_makes_a_connection_go_on_in_plain_text(base: str, loop: str
     tls = portico.TLS(*server_pair(authority))
     for name, members in OVERRIDES.items():
         handler = Writes if "http" in base else Secretive
-        values = {"tls": tls, "drain_timeout": 1.0, "timeout": 10, "own_threads": []}
+        values = {"tls": tls, "drain_timeout": 5.0, "timeout": 10, "own_threads": []}
         server: Any = type("Server", (*copied, *BASES[base]), members | values)(("127.0.0.1", 0), handler)
         with _looping(server, loop):
             assert SECRET not in plain_answer(server.server_address), name
