@@ -601,3 +601,47 @@ def test_nothing_grows_with_connections_that_have_ended(case: Case) -> None:
         after = some(40)
         assert after[0] <= before[0]
         assert after[1] <= before[1] + 2
+
+
+# -- what its server owes a client
+
+
+async def _slow(peer: Peer) -> None:
+    data = await peer.recv(100)
+    peer.note("asked")
+    await peer.pause(0.3)
+    await peer.sendall(b"answer to " + data)
+
+
+def _asks_with_its_last_word(served: Any) -> tuple[Any, Any, Any]:
+    """A client whose first request comes together with the end of its handshake."""
+    raw, incoming, outgoing = served.connect(), ssl.MemoryBIO(), ssl.MemoryBIO()
+    client = served.trust.wrap_bio(incoming, outgoing, server_hostname="localhost")
+    while True:
+        try:
+            client.do_handshake()
+            break
+        except ssl.SSLWantReadError:
+            raw.sendall(outgoing.read())
+            incoming.write(raw.recv(65536))
+    client.write(b"question")
+    raw.sendall(outgoing.read())
+    return raw, client, incoming
+
+
+@in_every_way([case for case in HERE if (not case.is_unix and "uvloop" not in str(case)) or "green" in str(case)])
+def test_tickets_that_follow_a_request_are_no_answer(case: Case) -> None:
+    """They are sent after it; a drain would else take its handler for one that waits for more."""
+    with securely(case, _slow, KNOWN, connection_timeout=60.0) as served:
+        raw, client, incoming = _asks_with_its_last_word(served)
+        with raw:
+            assert until(lambda: served.notes() == ["asked"])
+            assert [connection.is_idle() for connection in served.server.connections()] == [False]
+            with suppress(ssl.SSLWantReadError):
+                client.read(100)
+            while True:
+                try:
+                    assert client.read(100) == b"answer to question"
+                    break
+                except ssl.SSLWantReadError:
+                    incoming.write(raw.recv(65536))

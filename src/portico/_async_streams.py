@@ -114,6 +114,10 @@ class CountedReader(asyncio.StreamReader):
             self.tally.heard = monotonic()
         super().feed_data(data)
 
+    def held(self) -> int:
+        """Bytes that it has been fed, and nobody has read."""
+        return len(self._buffer)  # type: ignore[attr-defined]
+
     def begin_anew(self) -> None:
         """Forget what has been read ahead, and let another transport feed it."""
         self._buffer.clear()  # type: ignore[attr-defined]

@@ -18,7 +18,7 @@ from ._async_streams import CountedReader, CountedWriter, StreamSocket, open_str
 from ._certificates import PeerCertificate
 from ._encrypted import LONGEST_PARTING, PARTING
 from ._encrypted import truncated as _truncated
-from ._meters import kernel_counts_family
+from ._meters import in_queue, kernel_counts_family
 from .events import EndReason
 
 __all__ = ["AsyncTLSSocket", "CountedAsyncTLSSocket", "TLSProtocol", "async_tls_class"]
@@ -191,6 +191,10 @@ class AsyncTLSSocket(AsyncSocket):
 
     def _carrier(self) -> Any:
         return self.writer.get_extra_info("socket")
+
+    def unread(self) -> int:
+        """Bytes that have come and were not read yet."""
+        return self.reader.held() + in_queue(self._carrier())
 
     # -- calls
 

@@ -51,6 +51,8 @@ class Connection:
     _connected: Any = None
     preamble = 0
     """Bytes of that header, if the kernel counts them among the client's."""
+    unanswered = -1
+    """Bytes sent before anything that could answer the first request, if that came together with a handshake's end."""
     tls: Any = None
     """What its TLS has agreed on (`client.TLSInfo`), once somebody has asked."""
     credentials: Any = None
@@ -162,6 +164,12 @@ class Connection:
         self.proxy, self._connected = header, self.client_address
         self.client_address = unmapped(header.source) if unmap else header.source
 
+    def note_request(self, sock: Any) -> None:
+        """Its handshake is done. What has come with its end is a request: tickets, sent after it, are no answer."""
+        if sock.unread():
+            known = self.measure()
+            self.unanswered = -1 if known is None else known.sent
+
     def cut(self, reason: EndReason) -> None:
         if self._ended is None:
             again = self.reason is EndReason.CUT
@@ -247,7 +255,7 @@ class Connection:
         if self.opening is not None and self._server._portico_still_opens(self):
             return True
         known = self.measure()
-        if known is None:
+        if known is None or known.sent <= self.unanswered:
             return False
         if not known.received or not known.sent:  # what was never said counts as said when the connection began
             return known.received <= self.preamble

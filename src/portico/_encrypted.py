@@ -16,6 +16,7 @@ from time import monotonic
 from typing import Any, Final
 
 from ._certificates import PeerCertificate
+from ._meters import in_queue
 
 __all__ = ["LONGEST_PARTING", "PARTING", "Encrypted", "checked_timeout", "closed", "truncated"]
 
@@ -157,6 +158,10 @@ class Encrypted(ssl.SSLSocket):
 
     def pending(self) -> int:
         return len(self._ahead) + (0 if self._sslobj is None else int(self._sslobj.pending()))
+
+    def unread(self) -> int:
+        """Bytes that have come and were not read yet, encrypted."""
+        return in_queue(self)
 
     # -- the handshake, and the end
 

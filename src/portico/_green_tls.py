@@ -26,10 +26,8 @@ __all__ = ["CountedGreenTLSSocket", "GreenTLSSocket", "green_tls_class"]
 _Socket: Any = socket.SocketType
 _recv: Final = _Socket.recv
 _send: Final = _Socket.send
-# Bytes taken from the kernel at once: four records, which a peer that sends much fills.
+# Bytes taken from the kernel at once, and encrypted before they are sent: four records.
 _CHUNK: Final = 1 << 16
-# Bytes encrypted before they are sent: what is larger goes in pieces, so that it is not twice in memory.
-_PIECE: Final = 1 << 16
 _RECORD: Final = 1 << 14
 
 
@@ -225,6 +223,9 @@ class GreenTLSSocket(Encrypted, GreenSocket):
                 if waiting >= before or monotonic() >= end:
                     raise
 
+    def unread(self) -> int:
+        return self._incoming.pending + super().unread()
+
     def _untaken(self) -> int:
         """Bytes on their way to the peer."""
         return len(self._unsent) + self._outgoing.pending + out_queue(self)
@@ -260,7 +261,7 @@ class GreenTLSSocket(Encrypted, GreenSocket):
 
     def _write(self, data: Any) -> int:
         deadline = self._deadline()
-        with memoryview(data) as view, view.cast("B") as whole, whole[:_PIECE] as piece:
+        with memoryview(data) as view, view.cast("B") as whole, whole[:_CHUNK] as piece:
             if self._timeout is None:  # as others do that block without end
                 self.sendall(whole)
                 return len(whole)
@@ -284,8 +285,8 @@ class GreenTLSSocket(Encrypted, GreenSocket):
         if self._unsent:
             self._flush(deadline)
         with memoryview(data) as view, view.cast("B") as rest:
-            for begin in range(0, len(rest), _PIECE):
-                self._send_piece(rest[begin : begin + _PIECE], deadline)
+            for begin in range(0, len(rest), _CHUNK):
+                self._send_piece(rest[begin : begin + _CHUNK], deadline)
 
     def _send_record(self, data: bytes) -> bool:
         """Encrypt and send one record, if that can be done here and now; False if nothing has been done.

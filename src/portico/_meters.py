@@ -25,6 +25,7 @@ __all__ = [
     "MeteredSocket",
     "Tally",
     "Traffic",
+    "in_queue",
     "kernel_counts",
     "kernel_counts_family",
     "kernel_figures",
@@ -133,14 +134,23 @@ def kernel_traffic(figures: bytes, now: float) -> Traffic:
     return Traffic(received, sent, taken=sent - waiting, waiting=waiting, heard=heard, said=said)
 
 
+def in_queue(sock: Any) -> int:
+    """Bytes that have come and were not read yet (SIOCINQ, tcp(7)); 0 where that cannot be known."""
+    return _queue(sock, 0x541B)
+
+
 def out_queue(sock: Any) -> int:
     """Memory that holds what the peer has not read yet (SIOCOUTQ, unix(7)); 0 where that cannot be known."""
+    return _queue(sock, 0x5411)
+
+
+def _queue(sock: Any, which: int) -> int:
     try:
         from array import array
         from fcntl import ioctl
 
         answer = array("i", [0])
-        ioctl(sock.fileno(), 0x5411, answer)
+        ioctl(sock.fileno(), which, answer)
         return answer[0]
     except (ImportError, OSError, ValueError):
         return 0

@@ -176,6 +176,8 @@ class Openable(Certified):
             from ._sealed import unseal
 
             unseal(request)
+        if getattr(request, "secured", False):
+            connection.note_request(request)
         openings = self._portico_connections.openings
         if openings is not None:
             openings.done(connection)
