@@ -276,6 +276,7 @@ class Entry:
             logs.emit(server, HookFailed("overload", error))
 
     def count_refusal(self, reason: str, counts: dict[str, int] | None = None) -> None:
+        """Count one, with those who were refused unless there are others to be counted with."""
         counts = self.refused if counts is None else counts
         with self._lock:
             counts[reason] = counts.get(reason, 0) + 1
