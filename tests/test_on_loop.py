@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 import portico
-from portico._on_loop import Requests
+from portico._loop_requests import Requests
 
 from .loops import LOOPBACK, LOOPS, ask, connected, in_a_thread
 from .waiting import until

@@ -25,21 +25,31 @@ LONG = 6 * WARNING
 """Long enough for a hold, or for silence, to have been seen."""
 
 
-class Told(portico.GreenTCPServer[Any]):
+class Telling:
     """Keeps what it is told."""
 
     blocking_warning: float | None = WARNING
+    held: list[LoopHeld]
+    was_told: threading.Event
 
     def server_activate(self) -> None:
-        super().server_activate()
-        self.held: list[LoopHeld] = []
+        super().server_activate()  # type: ignore[misc]
+        self.held = []
         self.was_told = threading.Event()
 
     def handle_event(self, event: Any) -> None:
-        super().handle_event(event)
+        super().handle_event(event)  # type: ignore[misc]
         if isinstance(event, LoopHeld):
             self.held.append(event)
             self.was_told.set()
+
+
+class Told(Telling, portico.GreenTCPServer[Any]):
+    pass
+
+
+class AsyncTold(Telling, portico.AsyncTCPServer[Any]):
+    pass
 
 
 def make(handler: Any, loop: str = "asyncio", **values: Any) -> Any:
@@ -53,7 +63,7 @@ def watchdogs() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name == "portico watchdog"]
 
 
-def clumsy(request: Any, client_address: Any, server: Told) -> None:
+def clumsy(request: Any, client_address: Any, server: Any) -> None:
     """Holds the loop until that is told of, or for two seconds."""
     request.sendall(b"%d" % server.was_told.wait(2))
 
@@ -90,7 +100,7 @@ def test_a_hold_is_told_of_while_it_lasts_with_its_stack_and_its_client(
 
 
 def test_a_handler_that_computes_is_told_of_too() -> None:
-    def computes(request: Any, client_address: Any, server: Told) -> None:
+    def computes(request: Any, client_address: Any, server: Any) -> None:
         end = time.monotonic() + 2
         while not server.held and time.monotonic() < end:
             pass
@@ -103,7 +113,7 @@ def test_a_handler_that_computes_is_told_of_too() -> None:
 
 @on_both
 def test_after_it_was_woken_as_well(loop: str) -> None:
-    def handler(request: Any, client_address: Any, server: Told) -> None:
+    def handler(request: Any, client_address: Any, server: Any) -> None:
         assert request.recv(1) == b"x"
         green.sleep(LONG)  # the watchdog sleeps, too
         clumsy(request, client_address, server)
@@ -145,12 +155,12 @@ def test_a_child_that_holds_the_loop_is_told_of_without_inventing_a_client(caplo
 
 
 def test_two_places_are_told_of_and_each_of_them_once() -> None:
-    def another(request: Any, client_address: Any, server: Told) -> None:
+    def another(request: Any, client_address: Any, server: Any) -> None:
         clumsy(request, client_address, server)
 
     handlers = iter([clumsy_for_a_while, clumsy_for_a_while, another])
 
-    def handler(request: Any, client_address: Any, server: Told) -> None:
+    def handler(request: Any, client_address: Any, server: Any) -> None:
         server.was_told.clear()
         next(handlers)(request, client_address, server)
 
@@ -165,7 +175,7 @@ def test_two_places_are_told_of_and_each_of_them_once() -> None:
 def test_a_place_is_told_of_again_after_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("portico._watchdog._AGAIN", 0.001)
 
-    def handler(request: Any, client_address: Any, server: Told) -> None:
+    def handler(request: Any, client_address: Any, server: Any) -> None:
         server.was_told.clear()
         clumsy(request, client_address, server)
 
@@ -319,7 +329,8 @@ class Cycle:
         self.me = self
 
     def __del__(self):
-        time.sleep(0.0005)  # lets other threads run, as the closing of a socket does
+        if time.monotonic() < end:  # not for all that has come together, when it is over
+            time.sleep(0.0005)  # lets other threads run, as the closing of a socket does
 
 def deep(number):
     return deep(number - 1) if number else (Cycle(), sum(range(2000)))
@@ -329,11 +340,11 @@ def handler(request, client_address, server):
         deep(30)
     request[1].sendto(b"x", client_address)
 
+end = time.monotonic() + 3
 gc.set_threshold(20, 2, 2)
 server = portico.GreenUDPServer(("127.0.0.1", 0), handler, blocking_warning=0.0002, event_loop="asyncio")
 server.handle_event = lambda event: None
 with server.background(), socket.socket(type=socket.SOCK_DGRAM) as client:
-    end = time.monotonic() + 2
     while time.monotonic() < end:
         client.sendto(b"x", server.server_address)
         client.recv(10)
@@ -346,3 +357,110 @@ def test_a_collection_while_it_looks_does_not_end_the_process() -> None:
         [sys.executable, "-c", LOOKED_AT_DURING_COLLECTIONS], capture_output=True, text=True, timeout=50, check=False
     )
     assert (done.returncode, done.stderr) == (0, "")
+
+
+# -- tasks
+
+
+def make_async(handler: Any, loop: str = "asyncio", **values: Any) -> Any:
+    return AsyncTold(LOOPBACK, handler, event_loop=loop, **values)
+
+
+class Clumsy(portico.AsyncStreamRequestHandler[Any]):
+    """Reads a line, by what `waits`, and holds the loop until that is told of, or for two seconds."""
+
+    async def waits(self) -> None:
+        await self.rfile.readline()
+
+    async def handle(self) -> None:
+        await self.waits()
+        self.wfile.write(b"%d" % self.server.was_told.wait(2))
+
+
+class ClumsyAfterATimer(Clumsy):
+    async def waits(self) -> None:
+        await asyncio.sleep(LONG)  # which stirs nobody
+
+
+class ClumsyOverASocket(portico.AsyncBaseRequestHandler[Any, Any]):
+    async def handle(self) -> None:
+        await self.request.recv(10)
+        await self.request.sendall(b"%d" % self.server.was_told.wait(2))
+
+
+@on_both
+@pytest.mark.parametrize("handler", [Clumsy, ClumsyAfterATimer, ClumsyOverASocket])
+def test_a_task_that_holds_the_loop_is_told_of_while_it_does(handler: Any, loop: str) -> None:
+    with make_async(handler, loop).background() as serving, connected(serving) as client:
+        time.sleep(LONG)  # the watchdog sleeps by now
+        client.sendall(b"x\n")
+        assert rest_of(client) == b"1"
+        (event,) = serving.held
+        assert event.client_address == client.getsockname()
+    assert WARNING <= event.seconds < 5
+    assert "self.server.was_told.wait(2)" in event.stack
+
+
+def test_a_task_of_a_handlers_own_is_told_of_without_inventing_a_client(caplog: pytest.LogCaptureFixture) -> None:
+    class Handler(portico.AsyncBaseRequestHandler[Any, Any]):
+        async def child(self) -> int:
+            return self.server.was_told.wait(2)  # type: ignore[no-any-return]
+
+        async def handle(self) -> None:
+            await self.request.sendall(b"%d" % await asyncio.create_task(self.child()))
+
+    with make_async(Handler).background() as serving:
+        assert ask(serving) == b"1"
+        assert [event.client_address for event in serving.held] == [None]
+    assert "a handler's own task" in caplog.text
+
+
+@on_both
+def test_tasks_that_give_way_hold_nothing(loop: str) -> None:
+    class Handler(portico.AsyncStreamRequestHandler[Any]):
+        async def handle(self) -> None:
+            await asyncio.sleep(LONG)
+            end = time.monotonic() + LONG
+            while time.monotonic() < end:
+                works(WARNING / 20)
+                await asyncio.sleep(0)
+            self.wfile.write(b"done")
+
+    with make_async(Handler, loop).background() as serving, connected(serving) as first, connected(serving) as second:
+        assert rest_of(first) == rest_of(second) == b"done"
+        assert serving.held == []
+
+
+@on_both
+def test_a_server_without_tasks_has_an_idle_watchdog(loop: str) -> None:
+    with make_async(Clumsy, loop).background() as serving:
+        assert ask(serving, b"x\n") == b"1"
+        (watchdog,) = watchdogs()
+
+        def sleeps() -> bool:
+            before = switches(watchdog)
+            time.sleep(1.2)  # longer than it would nap
+            return before == switches(watchdog)
+
+        assert until(sleeps)
+
+
+def test_none_means_no_watch_of_tasks() -> None:
+    with make_async(Clumsy, blocking_warning=None).background() as serving, connected(serving):
+        assert watchdogs() == []
+
+
+def test_of_both_kinds_on_one_loop_each_is_told_of_its_own() -> None:
+    class AnotherWay(Clumsy):  # places are told of once a minute, and this is another one
+        async def handle(self) -> None:
+            await self.waits()
+            end = time.monotonic() + 2
+            while not self.server.held and time.monotonic() < end:
+                pass
+            self.wfile.write(b"%d" % len(self.server.held))
+
+    both = [make(clumsy), make_async(AnotherWay)]
+    with together(*both):
+        assert ask(both[0]) == b"1"
+        assert ask(both[1], b"x\n") == b"1"
+        assert [len(server.held) for server in both] == [1, 1]

@@ -44,6 +44,11 @@ class AsyncSocket(Watched):
         self.was_connected: bool | None = None
         """Whether the connection stood at the end of its handler, where streams have taken it over; else None."""
 
+    @property
+    def turn(self) -> Callable[[], None]:
+        """To be called when something goes on that no event of ours tells of."""
+        return self._engine.readiness.turn
+
     # -- the hot calls: no further coroutine where nothing has to be waited for
 
     async def recv(self, bufsize: int, flags: int = 0, /) -> bytes:  # type: ignore[override]

@@ -71,6 +71,7 @@ async def open_streams(
     """
     loop = asyncio.get_running_loop()
     connection, request.connection = request.connection, None
+    reader.turn = request.turn
     # By name: asyncio has TCP_NODELAY, as uvloop does in any case, only if TCP is named, which accept() does not.
     proto = socket.IPPROTO_TCP if request.family in (socket.AF_INET, socket.AF_INET6) else request.proto
     plain = StreamSocket(int(request.family), int(request.type), proto, request.detach())
@@ -101,14 +102,16 @@ def _look_at(over: asyncio.Future[None]) -> None:
 
 
 class CountedReader(asyncio.StreamReader):
-    """A `StreamReader` that counts what it is fed."""
+    """A `StreamReader` that counts what it is fed, and tells of it: whoever waits for that goes on."""
 
     tally: Tally | None = None
+    turn: Callable[[], object] = int
     _eof: bool
 
     def feed_data(self, data: Any) -> None:
         if self._eof:  # it has been told to end; more may come all the same
             return
+        self.turn()
         if self.tally is not None:
             self.tally.received += len(data)
             self.tally.heard = monotonic()

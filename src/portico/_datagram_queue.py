@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from ._datagrams import Answers
-    from ._on_loop import Requests
+    from ._loop_requests import Requests
     from ._reception import Reception
 
 __all__ = ["DatagramQueue"]

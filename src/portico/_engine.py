@@ -23,10 +23,10 @@ from .errors import UnavailableError
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
-    from ._on_loop import Requests
+    from ._loop_requests import Requests
     from ._serving import Serving
 
-__all__ = ["AsyncioLoop", "run", "serve"]
+__all__ = ["AsyncioLoop", "Share", "run", "serve"]
 
 
 class Share:
@@ -37,6 +37,8 @@ class Share:
         self.readiness: Readiness = readiness(loop)
         self.hub: Any = None
         """Green threads; for green servers to set."""
+        self.watchdog: Any = None
+        """Whoever looks for what holds the loop, if anybody wants to know."""
         self.closing = ExitStack()
         """What is to be freed when the last server has left."""
         self.closing.callback(self.readiness.close)

@@ -21,6 +21,7 @@ from .lifecycle import HookFailed
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Generator
+    from types import FrameType
     from typing import TypeAlias
 
     from ._readiness import Readiness, Waiter
@@ -37,7 +38,7 @@ connection with one message costs 15 % more that way."""
 class Hub:
     """The green threads of one asyncio loop. Made inside that loop, by whoever serves on it, who closes it, too."""
 
-    __slots__ = ("loop", "readiness", "root", "spare", "thread", "to_loop", "watchdog")
+    __slots__ = ("loop", "readiness", "root", "spare", "thread", "to_loop")
 
     def __init__(self, loop: asyncio.AbstractEventLoop, readiness: Readiness) -> None:
         self.loop = loop
@@ -46,8 +47,6 @@ class Hub:
         self.to_loop = self.root.switch
         self.thread = threading.get_ident()
         self.spare: list[GreenThread] = []
-        self.watchdog: Any = None
-        """Whoever looks for threads that hold the loop, if anybody does."""
 
     def request(self, group: Any, context: contextvars.Context, job: Job) -> GreenThread:
         """A green thread for a request, used again for others when that has ended. To be started."""
@@ -59,6 +58,15 @@ class Hub:
         """Leave the green thread that runs: for the next one that an event waits for, else for the loop."""
         if not self.readiness.next():
             self.to_loop()
+
+    def running(self, frame: FrameType | None) -> GreenThread | None:
+        """The green thread that this frame is in, of the loop's OS thread; None for none."""
+        while frame is not None:
+            if frame.f_code is GreenThread._run_job.__code__:
+                thread: GreenThread | None = frame.f_locals.get("self")
+                return thread
+            frame = frame.f_back
+        return None
 
     def close(self) -> None:
         """Let the spare ones end. In the loop's own greenlet."""

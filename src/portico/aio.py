@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from ._connection import Connection
     from ._datagram_queue import DatagramQueue
     from ._engine import AsyncioLoop
-    from ._on_loop import Requests
+    from ._loop_requests import Requests
     from ._opening import Opening
     from ._session import PeerSession
     from .client import Client, TLSInfo
@@ -260,6 +260,7 @@ class AsyncMixIn(OnLoop):
         run = self.process_request_task(request, client_address)
         task = engine.loop.create_task(run, context=request_context(self))
         self._portico_requests.add(task)
+        engine.readiness.turn()
         task.add_done_callback(partial(_ended, self._portico_requests))
         connection = self._portico_connections.of(request)
         if connection is not None:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from greenlet import GreenletExit, getcurrent
 
-from . import logs, settings
+from . import logs
 from ._green_sockets import CountedGreenSocket, GreenDatagramSocket, GreenSocket
 from ._hub import Expired, GreenThread, Hub, current
 from ._meters import kernel_counts_family
@@ -28,7 +28,6 @@ from ._on_loop import OnLoop
 from ._openable import NOT_OPENED
 from ._parking import READ
 from ._requests import end_request, request_context, request_failed
-from ._watchdog import Watchdog
 from .handlers import STEPS
 from .lifecycle import HookFailed
 
@@ -62,8 +61,6 @@ class GreenMixIn(OnLoop):
     a `GreenletExit`, so that `finally` and `finish()` run. With `daemon_threads`, or without `block_on_close`, those
     that still run half a second after `shutdown` are ended as well.
     """
-
-    blocking_warning: float | None = settings.BLOCKING_WARNING.default
 
     _portico_requests_hub: Hub | None = None
 
@@ -193,13 +190,6 @@ class GreenMixIn(OnLoop):
             share.hub = Hub(engine.loop, engine.readiness)
             share.closing.callback(share.hub.close)
         self._portico_requests_hub = share.hub
-        if not self.blocking_warning:
-            return
-        if share.hub.watchdog is None:
-            share.hub.watchdog = Watchdog(share.hub, self.blocking_warning)
-            share.hub.watchdog.start()
-            share.closing.callback(share.hub.watchdog.stop)
-        share.hub.watchdog.watch(self.blocking_warning)
 
 
 def _say_goodbye(server: GreenMixIn, connection: Connection) -> None:

@@ -159,7 +159,8 @@ def _whom(connection: Any) -> str:
 
 
 def _holder(event: LoopHeld) -> str:
-    return "a green thread" if event.client_address is None else f"the handler of {event.client_address!r}"
+    of_its_own = event.client_address is None
+    return "a handler's own task or green thread" if of_its_own else f"the handler of {event.client_address!r}"
 
 
 def _words(error: BaseException | None) -> str:

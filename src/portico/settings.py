@@ -157,7 +157,7 @@ BLOCKING_WARNING: Final = Setting[float | None](
     0.1,
     WAIT,
     unit="seconds",
-    reason="a green handler that holds the event loop longer is reported, with its stack; none: no watch",
+    reason="a green or async handler that holds the event loop longer is reported, with its stack; none: no watch",
 )
 
 ALL: Final[dict[str, Setting[Any]]] = {
