@@ -116,6 +116,12 @@ def test_the_kernel_counts_whole_seconds(keepalive: float, idle: int, interval: 
         assert options(server.socket) == {**DEFAULTS, "on": 1, "idle": idle, "interval": interval, "count": 3}
 
 
+@pytest.mark.parametrize("keepalive", [(10, 5, 3), [10, 5.0, 3], (9.9, 4.6, 3)])
+def test_or_all_three_figures_are_given(keepalive: Any) -> None:
+    with portico.TCPServer(LOOPBACK, Telling, keepalive=keepalive) as server:
+        assert options(server.socket) == {**DEFAULTS, "on": 1, "idle": 10, "interval": 5, "count": 3}
+
+
 @pytest.mark.parametrize(("seconds", "milliseconds"), [(0.0001, 1), (0.5, 500), (1, 1000), (1.2345, 1234)])
 def test_the_user_timeout_is_counted_in_milliseconds(seconds: float, milliseconds: int) -> None:
     with portico.TCPServer(LOOPBACK, Telling, tcp_user_timeout=seconds) as server:
@@ -123,7 +129,9 @@ def test_the_user_timeout_is_counted_in_milliseconds(seconds: float, millisecond
 
 
 @pytest.mark.parametrize(
-    "values", [{"keepalive": 32768}, {"keepalive": 1e15}, {"tcp_user_timeout": 1e15}], ids=lambda values: str(values)
+    "values",
+    [{"keepalive": 32768}, {"keepalive": (10, 5, 128)}, {"keepalive": 1e15}, {"tcp_user_timeout": 1e15}],
+    ids=lambda values: str(values),
 )
 def test_more_than_the_kernel_counts_is_a_wrong_setting(values: dict[str, float]) -> None:
     ((name, value),) = values.items()

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any, Self
 
+    from ._setting import Keepalive
     from ._unix_files import SocketFile
 
 __all__ = ["BaseServer"]
@@ -60,7 +61,7 @@ class BaseServer(Serving, Generic[RequestT]):
     unmap_ipv4: bool = settings.UNMAP_IPV4.default
     unix_mode: int | None = settings.UNIX_MODE.default
     unix_group: int | str | None = settings.UNIX_GROUP.default
-    keepalive: float | None = limits.KEEPALIVE.default
+    keepalive: Keepalive = limits.KEEPALIVE.default
     tcp_user_timeout: float | None = limits.TCP_USER_TIMEOUT.default
 
     server_address: Any

@@ -14,7 +14,9 @@ from .errors import SettingError
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import Any, Final
+    from typing import Any, Final, TypeAlias
+
+    Keepalive: TypeAlias = float | tuple[float, float, int] | None
 
 __all__ = [
     "ACCESS_LOG_KIND",
@@ -27,6 +29,7 @@ __all__ = [
     "FRACTION",
     "GROUP",
     "GROUPS",
+    "KEEPALIVE_KIND",
     "MAYBE_COUNT",
     "MAYBE_PAUSE",
     "MODE",
@@ -131,6 +134,15 @@ def _group(text: str) -> int | str:
     return int(text) if text.isdigit() else text
 
 
+def _digits(text: str) -> float:
+    return int(text) if text.strip().isdigit() else float(text)
+
+
+def _is_keepalive(value: Any) -> bool:
+    three = isinstance(value, (tuple, list)) and len(value) == 3
+    return three and all(_number(number) and number > 0 for number in value) and isinstance(value[2], int)
+
+
 def _is_networks(value: Any) -> bool:
     from .admission import Networks  # only where somebody sets them
 
@@ -225,6 +237,12 @@ OVERLOAD_KIND: Final = Kind(
     '"wait", "close", or an answer: bytes, or a callable that returns them',
     lambda value: value in ("wait", "close") or isinstance(value, bytes) or callable(value),
     lambda text: text if text in ("wait", "close") else text.encode().decode("unicode_escape").encode("latin-1"),
+)
+KEEPALIVE_KIND: Final = Kind(
+    "a number of seconds above 0, or three numbers: seconds of silence, seconds between probes and how many of them, "
+    "such as (10, 5, 3); or none",
+    lambda value: value is None or (_number(value) and value > 0) or _is_keepalive(value),
+    _maybe(lambda text: tuple(map(_digits, text.split(","))) if "," in text else float(text)),
 )
 ACCESS_LOG_KIND: Final = Kind('"text", "json" or none', lambda value: value in ("text", "json", None), _maybe(str))
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from typing import Any, Self
 
     from ._meters import MeteredSocket
+    from ._setting import Keepalive
     from ._system import System
     from ._unix_files import SocketFile
 
@@ -223,14 +224,14 @@ def listen(sock: socket.socket, backlog: int) -> None:
         raise _explained(error, sock, sock.getsockname()) from error
 
 
-def watch_peers(listener: Any, *, keepalive: float | None, tcp_user_timeout: float | None) -> None:
+def watch_peers(listener: Any, *, keepalive: Keepalive, tcp_user_timeout: float | None) -> None:
     """Have TCP look after the peers of the connections that this listener accepts, which inherit what is set here.
 
     `keepalive`: after so many seconds of silence the peer is asked for a sign of life, then again after each third of
-    them, three times in all. `tcp_user_timeout`: seconds that sent data, or such a question, may stay unacknowledged;
-    it then decides alone when a silent peer is given up (tcp(7)). None leaves the system's own. Means nothing for
-    sockets other than TCP's. Raises `UnavailableError` for what this system does not have, `SettingError` for more
-    than it can count.
+    them, three times in all; or as three numbers say: seconds of silence, seconds between questions, how many.
+    `tcp_user_timeout`: seconds that sent data, or such a question, may stay unacknowledged; it then decides alone when
+    a silent peer is given up (tcp(7)). None leaves the system's own. Means nothing for sockets other than TCP's. Raises
+    `UnavailableError` for what this system does not have, `SettingError` for more than it can count.
     """
     if keepalive is None and tcp_user_timeout is None:
         return
@@ -239,10 +240,10 @@ def watch_peers(listener: Any, *, keepalive: float | None, tcp_user_timeout: flo
     if keepalive is not None:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         first = "TCP_KEEPIDLE" if hasattr(socket, "TCP_KEEPIDLE") else "TCP_KEEPALIVE"  # the latter is macOS's
-        timings = {first: _at_least_one(keepalive), "TCP_KEEPINTVL": _at_least_one(keepalive / 3), "TCP_KEEPCNT": 3}
-        for option, number in timings.items():
+        timings = (keepalive, keepalive / 3, 3) if isinstance(keepalive, (int, float)) else keepalive
+        for option, number in zip((first, "TCP_KEEPINTVL", "TCP_KEEPCNT"), timings, strict=True):
             if hasattr(socket, option):
-                _set_tcp(listener, option, number, f"keepalive = {keepalive!r}")
+                _set_tcp(listener, option, _at_least_one(number), f"keepalive = {keepalive!r}")
     if tcp_user_timeout is not None:
         if not hasattr(socket, "TCP_USER_TIMEOUT"):
             raise UnavailableError("tcp_user_timeout needs TCP_USER_TIMEOUT, which this system does not have")

@@ -12,6 +12,7 @@ from ._setting import (
     DURATION,
     FLAG,
     FRACTION,
+    KEEPALIVE_KIND,
     MAYBE_COUNT,
     MAYBE_PAUSE,
     NETWORKS,
@@ -31,6 +32,8 @@ from .opening_settings import OPENING_LIVE, OPENING_SETTINGS, check_opening
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Final
+
+    from ._setting import Keepalive
 
 __all__ = ["LIMITS", "LIVE", "Changed", "check"]
 
@@ -235,10 +238,10 @@ SEND_TIMEOUT: Final = Setting[float | None](
     unit="seconds",
     reason="a peer that takes nothing of what waits for it for so long is cut (portico serve: 30)",
 )
-KEEPALIVE: Final = Setting[float | None](
+KEEPALIVE: Final[Setting[Keepalive]] = Setting(
     "keepalive",
     None,
-    MAYBE_PAUSE,
+    KEEPALIVE_KIND,
     unit="seconds",
     reason="of silence before TCP asks whether the peer is alive; a dead one is noticed after about twice that",
 )
