@@ -258,9 +258,25 @@ class CountedAsyncSocket(Counting, AsyncSocket):
     __slots__ = ()
 
     async def recv(self, bufsize: int, flags: int = 0, /) -> bytes:  # type: ignore[override]
-        data = await AsyncSocket.recv(self, bufsize, flags)
-        self._got(len(data), flags)
-        return data
+        """In one frame, as in AsyncSocket: see `CountedSocket`."""
+        while True:
+            if self._readable:
+                try:
+                    data: bytes = _recv(self, bufsize, flags)
+                except _AGAIN:
+                    self._readable = self._ended
+                else:
+                    self._got(len(data), flags)
+                    if len(data) < bufsize and not flags:
+                        self._readable = self._ended
+                    elif self._patience:
+                        self._patience -= 1
+                    else:
+                        await self._give_way()
+                    return data
+            if bufsize <= 0:
+                return b""
+            await self._wait(_READ)
 
     async def recv_into(self, buffer: Any, nbytes: int = 0, flags: int = 0, /) -> int:  # type: ignore[override]
         count = await AsyncSocket.recv_into(self, buffer, nbytes, flags)

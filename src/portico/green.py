@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any
 from greenlet import GreenletExit, getcurrent
 
 from . import logs
-from ._green_sockets import CountedGreenSocket, GreenDatagramSocket, GreenSocket
+from ._green_datagrams import GreenDatagramSocket
+from ._green_sockets import CountedGreenSocket, GreenSocket
 from ._hub import Expired, GreenThread, Hub, current
 from ._meters import kernel_counts_family
 from ._on_loop import OnLoop
