@@ -14,10 +14,11 @@ from functools import partial
 from pathlib import Path
 
 from . import page
-from .registry import EXPERIMENTS, SOAK, Experiment
+from .registry import EXPERIMENTS, LONG, Experiment
 from .results import Figure, Plan, Row
-from .ways import ALL, Way, named
+from .ways import ALL, STREAMS, Way, named
 
+EVERY = (*ALL, *STREAMS)
 PAGE = Path(__file__).parent.parent / "docs" / "reliability.md"
 
 
@@ -25,13 +26,19 @@ def options(arguments: list[str] | None = None) -> argparse.Namespace:
     names = [experiment.name for experiment in EXPERIMENTS]
     parser = argparse.ArgumentParser(prog="python -m reliability", description="What goes wrong, and what comes of it.")
     parser.add_argument("--only", action="append", choices=names, metavar="NAME", help=f"one of: {', '.join(names)}")
-    parser.add_argument("--ways", default=None, help=f"of {', '.join(way.name for way in ALL)}, or green, async")
+    parser.add_argument("--ways", default=None, help=f"of {', '.join(way.name for way in EVERY)}, or green, async")
     parser.add_argument("--quick", action="store_true", help="a smoke run: little is asked, and no page is written")
-    parser.add_argument("--soak", type=float, default=0.0, metavar="SECONDS", help="only watch memory, for so long")
+    parser.add_argument(
+        "--soak",
+        type=float,
+        default=0.0,
+        metavar="SECONDS",
+        help="watch memory for so long, and what else takes its time",
+    )
     parser.add_argument("--output", type=Path, default=None, help="file for the page (default docs/reliability.md)")
     chosen = parser.parse_args(arguments)
     try:
-        chosen.ways = ALL if chosen.ways is None else named(chosen.ways)
+        chosen.ways = EVERY if chosen.ways is None else named(chosen.ways)
     except ValueError as error:
         parser.error(f"--ways: {error}")
     if not 0 <= chosen.soak <= 7 * 24 * 3600:
@@ -72,7 +79,7 @@ def main(arguments: list[str] | None = None) -> int:
         print("python -m reliability needs Linux: it looks at processes through /proc, with epoll", file=sys.stderr)
         return 2
     plan = Plan(chosen.quick, chosen.soak)
-    wanted = [SOAK] if chosen.soak else [one for one in EXPERIMENTS if not chosen.only or one.name in chosen.only]
+    wanted = [*LONG] if chosen.soak else [one for one in EXPERIMENTS if not chosen.only or one.name in chosen.only]
     sections, missed = [], False
     for experiment in wanted:
         rows, seconds = run(experiment, plan, chosen.ways)
@@ -81,7 +88,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"## {experiment.title}\n\n{page.table(rows)}\n", flush=True)
         sections.append(page.section(experiment, rows, seconds))
         missed |= not all(row.met for row in rows)
-    whole = chosen.ways == ALL and not chosen.quick
+    whole = chosen.ways == EVERY and not chosen.quick
     if chosen.output is not None or whole:
         page.written(chosen.output or PAGE, sections)
     return int(missed)

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from .crowd import Conversation, Steps, connected, line_from, reset, sent
+from .crowd import Conversation, Sock, Steps, connected, line_from, reset, sent
 from .results import percentile
 
 __all__ = ["FAULTS", "Honest", "Tally", "asked", "faulty", "one_of"]
@@ -29,7 +29,7 @@ class Tally:
         self.first_failure = self.first_failure or f"{type(error).__name__}: {error}"
 
 
-def asked(sock: socket.socket, line: bytes) -> Steps:
+def asked(sock: Sock, line: bytes) -> Steps:
     """The answer to a line."""
     yield from sent(sock, line)
     return (yield from line_from(sock))
@@ -48,37 +48,37 @@ def honest_once(address: Any, tally: Tally, number: int) -> Conversation:
 # -- what goes wrong
 
 
-def _resets_at_once(sock: socket.socket, tally: Tally) -> Steps:
+def _resets_at_once(sock: Sock, tally: Tally) -> Steps:
     reset(sock)
     yield from ()
 
 
-def _resets_unanswered(sock: socket.socket, tally: Tally) -> Steps:
+def _resets_unanswered(sock: Sock, tally: Tally) -> Steps:
     yield from sent(sock, LINE)
     reset(sock)
 
 
-def _half_closes(sock: socket.socket, tally: Tally) -> Steps:
+def _half_closes(sock: Sock, tally: Tally) -> Steps:
     yield from sent(sock, LINE)
     sock.shutdown(socket.SHUT_WR)
     yield from line_from(sock)
 
 
-def _says_nothing(sock: socket.socket, tally: Tally) -> Steps:
+def _says_nothing(sock: Sock, tally: Tally) -> Steps:
     yield from ()
 
 
-def _breaks_off(sock: socket.socket, tally: Tally) -> Steps:
+def _breaks_off(sock: Sock, tally: Tally) -> Steps:
     yield from sent(sock, LINE[:-1])
 
 
-def _makes_it_raise(sock: socket.socket, tally: Tally) -> Steps:
+def _makes_it_raise(sock: Sock, tally: Tally) -> Steps:
     tally.raised += 1
     yield from sent(sock, b"!raise\n")
     yield from line_from(sock)
 
 
-FAULTS: tuple[Callable[[socket.socket, Tally], Steps], ...] = (
+FAULTS: tuple[Callable[[Sock, Tally], Steps], ...] = (
     _resets_at_once, _resets_unanswered, _half_closes, _says_nothing, _breaks_off, _makes_it_raise
 )  # fmt: skip
 

@@ -7,6 +7,7 @@ back whether it has come, or a number of seconds to sleep. What it says is its o
 from __future__ import annotations
 
 import errno
+import os
 import resource
 import select
 import socket
@@ -18,9 +19,24 @@ from heapq import heappop, heappush
 from itertools import count, islice
 from typing import Any, TypeAlias
 
-__all__ = ["Conversation", "Crowd", "Steps", "address_of", "connected", "line_from", "raise_limit", "reset", "sent"]
+from .sealed import Sealed
 
-Step: TypeAlias = tuple[socket.socket, int, float] | float
+__all__ = [
+    "Conversation",
+    "Crowd",
+    "Sock",
+    "Steps",
+    "address_of",
+    "connected",
+    "line_from",
+    "name_of",
+    "raise_limit",
+    "reset",
+    "sent",
+]
+
+Sock: TypeAlias = socket.socket | Sealed
+Step: TypeAlias = tuple[Sock, int, float] | float
 Conversation: TypeAlias = Generator[Step, Any, None]
 Steps: TypeAlias = Generator[Step, Any, Any]
 READ, WRITE = select.EPOLLIN | select.EPOLLRDHUP, select.EPOLLOUT
@@ -124,14 +140,21 @@ def address_of(number: int) -> str:
     return f"127.{64 + (number >> 16)}.{number >> 8 & 255}.{number & 255}"
 
 
-def connected(address: Any, number: int | None = None) -> Steps:
-    """A connection, from the client address with that number. Raises `OSError`."""
+def name_of(number: int) -> str:
+    """An abstract Unix name of this process, each its own."""
+    return f"\0portico {os.getpid()} {number}"
+
+
+def connected(address: Any, number: int | None = None, *, named: bool = False) -> Steps:
+    """A connection, from the client address with that number, encrypted if that has an authority to believe.
+
+    A Unix client has a name only if that is asked for. Raises `OSError`.
+    """
+    if isinstance(address, dict):
+        bare = yield from connected(address["address"], number, named=named)
+        return (yield from _encrypted(Sealed(bare, address["authority"])))
     while True:
-        sock = socket.socket(socket.AF_UNIX if isinstance(address, str) else socket.AF_INET)
-        sock.setblocking(False)
-        if number is not None and not isinstance(address, str):
-            sock.setsockopt(socket.SOL_IP, _NO_PORT, 1)
-            sock.bind((address_of(number), 0))
+        sock = _bound(address, number, named)
         code = sock.connect_ex(address if isinstance(address, str) else tuple(address))
         if code == errno.EINPROGRESS:
             if not (yield sock, WRITE, PATIENCE):
@@ -146,9 +169,35 @@ def connected(address: Any, number: int | None = None) -> Steps:
         yield 0.01  # a Unix socket's backlog is full
 
 
-def sent(sock: socket.socket, data: bytes) -> Steps:
+def _bound(address: Any, number: int | None, named: bool) -> socket.socket:
+    unix = isinstance(address, str)
+    sock = socket.socket(socket.AF_UNIX if unix else socket.AF_INET)
+    sock.setblocking(False)
+    if number is not None and not unix:
+        sock.setsockopt(socket.SOL_IP, _NO_PORT, 1)
+        sock.bind((address_of(number), 0))
+    elif number is not None and named:
+        sock.bind(name_of(number))
+    return sock
+
+
+def _encrypted(sock: Sealed) -> Steps:
+    while True:
+        try:
+            sock.handshake()
+            return sock
+        except BlockingIOError:
+            if not (yield sock, READ, PATIENCE):
+                sock.close()
+                raise TimeoutError("no handshake in time") from None
+        except OSError:
+            sock.close()
+            raise
+
+
+def sent(sock: Sock, data: bytes) -> Steps:
     rest = memoryview(data)
-    while rest:
+    while rest or bool(getattr(sock, "pending", None)):
         try:
             rest = rest[sock.send(rest) :]
         except BlockingIOError:
@@ -156,7 +205,7 @@ def sent(sock: socket.socket, data: bytes) -> Steps:
                 raise TimeoutError("the server does not read") from None
 
 
-def line_from(sock: socket.socket, seconds: float = PATIENCE) -> Steps:
+def line_from(sock: Sock, seconds: float = PATIENCE) -> Steps:
     """What comes until the end of a line, or of the connection. Raises `OSError`, `TimeoutError`."""
     got = b""
     while not got.endswith(b"\n"):
@@ -172,7 +221,7 @@ def line_from(sock: socket.socket, seconds: float = PATIENCE) -> Steps:
     return got
 
 
-def reset(sock: socket.socket) -> None:
+def reset(sock: Sock) -> None:
     with suppress(OSError):
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_RESET)
     sock.close()

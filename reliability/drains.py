@@ -29,7 +29,7 @@ def experiment(way: Way, plan: Plan) -> list[Row]:
     found = _Times()
     with processes.serving(way, settings=settings, times=times) as server:
         for _ in range(times):
-            server.address = server.said()["address"]
+            server.is_at(server.said()["address"])
             _drain(server, found, idle=0 if way.kind == "plain" else 5, busy=1 if way.kind == "plain" else 5)
     rows = [Row(way.name, f"{times} drains, busy handlers", found.figures(exit_status=3))]
     if way.kind == "plain":
@@ -37,7 +37,7 @@ def experiment(way: Way, plan: Plan) -> list[Row]:
     found = _Times()
     for _ in range(deaf):
         with processes.serving(way, settings=settings, times=1) as server:
-            server.address = server.said()["address"]
+            server.is_at(server.said()["address"])
             _drain(server, found, idle=5, busy=5, order=b"!deaf\n")
     return [*rows, Row(way.name, f"{deaf} drains, deaf handlers", found.figures(exit_status=3))]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import socket
 import sys
 import time
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 from . import processes
 from .client import ready
 from .conversations import Tally
-from .crowd import PATIENCE, Conversation, Crowd, connected, sent
+from .crowd import PATIENCE, Conversation, Crowd, Sock, connected, sent
 from .results import Plan, Row, at_most, exactly, shown
 from .ways import Way
 
@@ -84,7 +83,7 @@ def _loris(address: Any, tally: Tally, number: int) -> Conversation:
         yield 1.0
 
 
-def _gone(sock: socket.socket, seconds: float) -> Any:
+def _gone(sock: Sock, seconds: float) -> Any:
     """Whether the server ends the connection within so many seconds."""
     from .crowd import READ
 

@@ -9,7 +9,7 @@ import textwrap
 import time
 from pathlib import Path
 
-from .registry import EXPERIMENTS, SOAK, Experiment
+from .registry import EXPERIMENTS, LONG, Experiment
 from .results import Figure, Row
 
 __all__ = ["section", "table", "written"]
@@ -46,7 +46,7 @@ def written(path: Path, sections: list[str]) -> None:
     text = path.read_text(encoding="utf-8") if path.exists() else ""
     old = {_title(part): part.strip() + "\n" for part in re.split(r"^(?=## )", text, flags=re.MULTILINE)[1:]}
     found = old | {_title(part): part for part in sections}
-    titles = [experiment.title for experiment in (*EXPERIMENTS, SOAK)]
+    titles = [experiment.title for experiment in (*EXPERIMENTS, *LONG)]
     path.write_text("\n".join([_HEAD, *(found[title] for title in titles if title in found)]), encoding="utf-8")
 
 

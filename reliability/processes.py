@@ -17,13 +17,17 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from .ways import Way
+from . import certificates
+from .sealed import trust
+from .ways import TCP, Over, Way
 
 __all__ = [
     "Client",
     "Server",
+    "asked",
     "children",
     "clients",
+    "connect",
     "cpu_seconds",
     "load",
     "memory",
@@ -40,6 +44,15 @@ _TICKS = os.sysconf("SC_CLK_TCK")
 _RECORD = re.compile(r"^(INFO|WARNING|ERROR|CRITICAL|portico:|Exception )", re.MULTILINE)
 
 
+def asked(control: str, what: str) -> Any:
+    """The answer to that, of the server whose `control` this is."""
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.settimeout(LIMIT)
+        sock.connect(control)
+        sock.sendall(what.encode() + b"\n")
+        return json.loads(b"".join(iter(lambda: sock.recv(1 << 18), b"")))
+
+
 class Server:
     """A server under test, in a process and a process group of its own."""
 
@@ -47,19 +60,15 @@ class Server:
         self.process = process
         self.pid = process.pid
         self.address: Any = None
+        """For those that connect: what the server says, or, if connections are encrypted, with whom to believe."""
+        self.authority = ""
         self.control = str(directory / "control")
         self._log = directory / "log"
         self._output = b""
 
-    def ask(self, what: str = "counts") -> dict[str, Any]:
-        """What it answers: "counts", "leftovers"; "tidy" frees what is free, "cut" cuts a connection."""
-        with socket.socket(socket.AF_UNIX) as sock:
-            sock.settimeout(LIMIT)
-            sock.connect(self.control)
-            sock.sendall(what.encode() + b"\n")
-            answer = b"".join(iter(lambda: sock.recv(65536), b""))
-        said: dict[str, Any] = json.loads(answer)
-        return said
+    def ask(self, what: str = "counts") -> Any:
+        """What it answers (`server.answer`)."""
+        return asked(self.control, what)
 
     def leaked(self, before: dict[str, int], seconds: float = 5.0) -> dict[str, int]:
         """What there is more of than before, when there has been time for it to go."""
@@ -74,7 +83,11 @@ class Server:
     def settled(self, active: int = 0, seconds: float = 20.0) -> dict[str, Any]:
         """The counts, when no more than so many connections are open, or cannot be waited for any longer."""
         until(lambda: self.ask()["active"] <= active, seconds)
-        return self.ask()
+        stats: dict[str, Any] = self.ask()
+        return stats
+
+    def is_at(self, address: Any) -> None:
+        self.address = {"address": address, "authority": self.authority} if self.authority else address
 
     def log(self) -> str:
         return self._log.read_text(errors="replace")
@@ -102,18 +115,12 @@ class Server:
 
 
 @contextmanager
-def serving(way: Way, **spec: Any) -> Iterator[Server]:
-    """A server that runs so; `unix`, `settings`, `events`, `descriptors`, `times` as in `server`."""
-    unix = spec.pop("unix", False)
-    settings = spec.pop("settings", {})
-    if way.loop is not None:
-        settings = {**settings, "event_loop": way.loop}
-    if way.forks:
-        settings = {"max_children": 2000, **settings}
+def serving(way: Way, over: Over = TCP, **spec: Any) -> Iterator[Server]:
+    """A server that runs so; `settings`, `events`, `descriptors`, `times`, `goodbye` as in `server`."""
     with tempfile.TemporaryDirectory(prefix="portico") as name:
         directory = Path(name)
-        whole = {"descriptors": None, "times": 0, "events": False, **spec, "settings": settings, "prefix": way.prefix}
-        whole |= {"kind": way.kind, "control": f"{name}/control", "address": f"{name}/socket" if unix else None}
+        tls = certificates.made(directory) if over.tls else None
+        whole = _whole(way, over, name, spec) | {"tls": tls}
         with open(directory / "log", "wb") as log:
             process = subprocess.Popen(
                 [sys.executable, "-m", "reliability.server", json.dumps(whole)],
@@ -121,15 +128,46 @@ def serving(way: Way, **spec: Any) -> Iterator[Server]:
                 start_new_session=True,
             )  # fmt: skip
         server = Server(process, directory)
+        server.authority = tls[2] if tls else ""
         try:
             if not spec.get("times"):
-                server.address = server.said()["address"]
+                server.is_at(server.said()["address"])
                 until(lambda: os.path.exists(server.control), LIMIT)
             yield server
         finally:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.communicate()
+
+
+def _whole(way: Way, over: Over, directory: str, spec: dict[str, Any]) -> dict[str, Any]:
+    settings = spec.get("settings", {})
+    if way.loop is not None:
+        settings = {**settings, "event_loop": way.loop}
+    if way.forks:
+        settings = {"max_children": 2000, **settings}
+    whole = {"descriptors": None, "times": 0, "events": False, "goodbye": False, **spec, "settings": settings}
+    whole |= {"prefix": way.prefix, "kind": way.kind, "streams": way.streams}
+    return whole | {"control": f"{directory}/control", "address": f"{directory}/socket" if over.unix else None}
+
+
+def connect(address: Any, seconds: float = 5.0) -> socket.socket:
+    """A client's connection that blocks, for so long; encrypted if there is an authority to believe."""
+    if isinstance(address, dict):
+        bare = connect(address["address"], seconds)
+        try:
+            return trust(address["authority"]).wrap_socket(bare, server_hostname=certificates.NAME)
+        except BaseException:
+            bare.close()
+            raise
+    sock = socket.socket(socket.AF_UNIX if isinstance(address, str) else socket.AF_INET)
+    try:
+        sock.settimeout(seconds)
+        sock.connect(address if isinstance(address, str) else tuple(address))
+    except BaseException:
+        sock.close()
+        raise
+    return sock
 
 
 class Client:

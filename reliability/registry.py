@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 from . import addresses, bad_handlers, chaos, counts, deaf_peer, drains, leaks, loris, scan, shortage, soak
 from .results import Plan, Row
-from .ways import ALL, CONCURRENT, Way
+from .ways import ALL, CONCURRENT, STREAMS, Way, named
 
-__all__ = ["EXPERIMENTS", "SOAK", "Experiment"]
+__all__ = ["EXPERIMENTS", "LONG", "SOAK", "Experiment"]
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Experiment:
 EXPERIMENTS = (
     Experiment("chaos", "Chaos", chaos.experiment, at_once=3),
     Experiment("shortage", "A shortage of descriptors", shortage.experiment, at_once=3),
-    Experiment("counts", "Every connection counts once", counts.experiment, ALL),
+    Experiment("counts", "Every connection counts once", counts.experiment, (*ALL, *STREAMS)),
     Experiment("loris", "Slow-loris", loris.experiment),
     Experiment("addresses", "Many addresses", addresses.experiment),
     Experiment("scan", "A port scan", scan.experiment, ALL),
@@ -41,3 +41,8 @@ EXPERIMENTS = (
     Experiment("drains", "Drains", drains.experiment, ALL, at_once=2),
 )
 SOAK = Experiment("soak", "A soak", soak.experiment, ALL, at_once=len(ALL))
+FORKS_IN_FULL = Experiment(
+    "forks-in-full", "Every connection of a forking server counts once", counts.forks_in_full, named("fork")
+)
+LONG = (SOAK, FORKS_IN_FULL)
+"""What `make soak` does: not among the others, as it takes its time."""

@@ -14,6 +14,7 @@ import logging
 import os
 import random
 import resource
+import signal
 import socket
 import sys
 import threading
@@ -24,11 +25,14 @@ from typing import Any
 import portico
 from portico.events import ConnectionEnded, ConnectionStarted
 
+from .books import Books, who
 from .handlers import handler_for
 
 __all__ = ["Spec"]
 
 Spec = dict[str, Any]
+DRAIN = 0.5
+"""Seconds."""
 
 
 def server_class(spec: Spec) -> Any:
@@ -37,28 +41,30 @@ def server_class(spec: Spec) -> Any:
     if not spec["events"]:
         return base
 
-    class Counted(base):  # type: ignore[misc]
-        """Counts the events of connections, as a program would that wants to know of each."""
+    class Told(base):  # type: ignore[misc]
+        """Keeps books of the events of connections, as a program would that wants to know of each."""
 
         def __init__(self, *arguments: Any, **settings: Any) -> None:
-            self.lock = threading.Lock()
-            self.events = {"started": 0, "ended": 0}
+            self.books = Books()
             super().__init__(*arguments, **settings)
 
         def handle_event(self, event: Any) -> None:
-            name = {ConnectionStarted: "started", ConnectionEnded: "ended"}.get(type(event))
-            if name is None:
+            if type(event) is ConnectionStarted:
+                self.books.starts(event.connection)
+            elif type(event) is ConnectionEnded:
+                self.books.ends(event.connection)
+            else:
                 super().handle_event(event)
-                return
-            with self.lock:
-                self.events[name] += 1
 
-    return Counted
+    return Told
 
 
 def make(spec: Spec) -> Any:
     address = spec["address"] or ("127.0.0.1", 0)
-    return server_class(spec)(address, handler_for(spec["kind"]), **spec["settings"])
+    settings = spec["settings"]
+    if spec["tls"]:
+        settings = {**settings, "tls": portico.TLS(*spec["tls"][:2])}
+    return server_class(spec)(address, handler_for(spec), **settings)
 
 
 # -- what the server under test is asked
@@ -104,29 +110,50 @@ def leftovers() -> dict[str, int]:
 def counts(server: Any) -> dict[str, Any]:
     stats = server.stats()
     names = ("accepted", "active", "done", "failed", "refused", "timed_out", "ended", "bytes_in", "bytes_out")
-    return {name: getattr(stats, name) for name in names} | {"events": getattr(server, "events", None)}
+    books = getattr(server, "books", None)
+    return {name: getattr(stats, name) for name in names} | {"most": books.most if books is not None else None}
 
 
-def answer(server: Any, asked: str) -> dict[str, Any]:
-    if asked == "leftovers":
+def answer(server: Any, order: str, argument: str) -> Any:
+    """What it is asked for: "counts", "leftovers", "books", who is "live"; or told: "tidy" frees what is free, "cut"
+    cuts a connection, that of a certain client or any, and "drain" begins a short drain. SIGUSR1 does that, too."""
+    if order == "leftovers":
         return leftovers()
-    if asked == "tidy":
+    if order == "books":
+        return server.books.pages()
+    if order == "live":
+        return [connection.runner if isinstance(connection.runner, int) else 0 for connection in server.connections()]
+    if order == "tidy":
         tidied()
-        return {}
-    if asked == "cut":
-        connections = server.connections()
-        if connections:
-            random.choice(connections).close()
-        return {"cut": bool(connections)}
-    return counts(server)
+    elif order == "cut":
+        return {"cut": cut(server, argument)}
+    elif order == "drain":
+        drain(server)
+    else:
+        return counts(server)
+    return {}
+
+
+def drain(server: Any) -> None:
+    threading.Thread(target=server.drain, args=(DRAIN,)).start()
+
+
+def cut(server: Any, client: str) -> int:
+    """Close the connection of that client, or a random one; its number, or 0 if there is none."""
+    found = [one for one in server.connections() if not client or who(one) == client]
+    if not found:
+        return 0
+    chosen = random.choice(found)
+    chosen.close()
+    return int(chosen.id)
 
 
 def control(server: Any, path: str) -> Any:
     class Control(portico.BaseRequestHandler[Any, Any]):
         def handle(self) -> None:
             self.request.settimeout(5)
-            asked = self.request.recv(100).decode().strip()
-            self.request.sendall(json.dumps(answer(server, asked)).encode())
+            order, _, argument = self.request.recv(200).decode().strip().partition(" ")
+            self.request.sendall(json.dumps(answer(server, order, argument)).encode())
 
     return portico.UnixStreamServer(path, Control)
 
@@ -144,6 +171,7 @@ def serve(spec: Spec) -> None:
     asked = control(server, spec["control"])
     if spec["descriptors"]:
         resource.setrlimit(resource.RLIMIT_NOFILE, (spec["descriptors"],) * 2)
+    signal.signal(signal.SIGUSR1, lambda *_: drain(server))
     say(address=server.server_address)
     portico.serve_together([server, asked])
 

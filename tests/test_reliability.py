@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from reliability import page
-from reliability.registry import EXPERIMENTS, SOAK
+from reliability.registry import EXPERIMENTS, LONG
 from reliability.results import Row, at_most, exactly, shown
 from reliability.soak import slope
 from reliability.ways import ALL, CONCURRENT, named
@@ -55,7 +55,7 @@ def test_ways_are_named_by_themselves_or_by_their_kind() -> None:
 
 
 def test_every_experiment_says_what_it_does() -> None:
-    assert all(experiment.says for experiment in (*EXPERIMENTS, SOAK))
+    assert all(experiment.says for experiment in (*EXPERIMENTS, *LONG))
 
 
 def test_figures_that_are_missed_are_marked() -> None:
