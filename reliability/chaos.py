@@ -6,139 +6,154 @@ import os
 import random
 import signal
 import socket
-import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from . import processes
-from .results import Plan, Row, at_most, exactly, shown
-from .ways import Way
+from .books import Page
+from .crowd import who
+from .results import Figure, Plan, Row, at_most, exactly, shown
+from .ways import OVERS, Over, Way
 
 __all__ = ["experiment"]
 
 CONNECTIONS = 100
 EVERY = 0.1
+PATIENCE = 5.0
 _LINE = b"still there?\n"
 
 
 def experiment(way: Way, plan: Plan) -> list[Row]:
-    """100 connections are open, over TCP and over a Unix socket. Every 100 ms one is struck: with forks a random child
-    gets SIGKILL; else `close()` of a random one of `server.connections()` and a handler that raises take turns.
-    Lost clients come back. Each time a new client has to be served within 1 s; the server must remain the same process,
-    and in the end nothing may be left: no child, descriptor, thread, green thread or task."""
-    rows: list[Row] = []
-    failures: list[BaseException] = []
-
-    def one(unix: bool) -> None:
-        try:
-            rows.append(_chaos(way, plan, unix))
-        except BaseException as error:
-            failures.append(error)
-
-    both = [threading.Thread(target=one, args=(unix,)) for unix in (False, True)]
-    for thread in both:
-        thread.start()
-    for thread in both:
-        thread.join()
-    if failures:
-        raise failures[0]
-    return sorted(rows, key=lambda row: row.way)
+    """100 connections are open, over TCP and over a Unix socket, encrypted and not. Every 100 ms one is struck: with
+    forks its child gets SIGKILL; else the operator's `close()` and a handler that raises take turns. Lost clients come
+    back. Each time a new client has to be served within 1 s; the server must remain the same process. Each connection
+    that was struck must have ended once, as killed, closed or failed, and each other one as done; the dead must not be
+    among `server.connections()`, and in the end nothing may be left: no child, descriptor, thread, green thread or
+    task."""
+    with ThreadPoolExecutor(len(OVERS)) as pool:
+        return list(pool.map(partial(_chaos, way, plan), OVERS.values()))
 
 
-def _chaos(way: Way, plan: Plan, unix: bool) -> Row:
+def _chaos(way: Way, plan: Plan, over: Over) -> Row:
     seconds = 1.0 if plan.quick else 10.0
-    with processes.serving(way, unix=unix) as server:
-        processes.load("chaos", "strike", 5, address=server.address, control="", pid=0, seconds=0)
+    with processes.serving(way, over, events=True) as server:
+        what = {"address": server.address, "control": server.control, "forks": way.forks}
+        processes.load("chaos", "strike", 5, seconds=0, first=0, **what)
         server.settled()
-        before = server.ask("leftovers")
-        found = processes.load(
-            "chaos", "strike", seconds,
-            address=server.address, control=server.control, pid=server.pid if way.forks else 0, seconds=seconds,
-        )  # fmt: skip
-        stats = server.settled()
+        before, known = server.ask("leftovers"), len(server.ask("books"))
+        found = processes.load("chaos", "strike", seconds, seconds=seconds, first=100_000, **what)
+        server.settled()
         leaked = server.leaked(before)
-        struck = sum(stats["ended"].get(reason, 0) for reason in ("killed", "closed", "failed"))
-        return Row(
-            f"{way.name}, {'Unix' if unix else 'TCP'}",
-            f"{CONNECTIONS} connections, {found['struck']} struck",
-            [
-                at_most("slowest new client", found["slowest"] * 1000, 1000, "ms"),
-                exactly("new clients not served", found["unserved"], 0),
-                exactly("server process", "the same" if server.process.poll() is None else "gone", "the same"),
-                exactly("left behind", ", ".join(f"{n} {what}" for what, n in leaked.items()) or 0, 0),
-                shown("ended by that", struck),
-            ],
-        )
+        pages = server.ask("books")[known:]
+        same = "the same" if server.process.poll() is None else "gone"
+    return Row(
+        f"{way.name}, {over.name}",
+        f"{CONNECTIONS} connections, {len(found['struck'])} struck",
+        [
+            at_most("slowest new client", found["slowest"] * 1000, 1000, "ms"),
+            exactly("new clients not served", found["unserved"], 0),
+            exactly("server process", same, "the same"),
+            *_ends(found["struck"], pages),
+            exactly("dead in the registry", found["dead"], 0),
+            exactly("left behind", ", ".join(f"{n} {what}" for what, n in leaked.items()) or 0, 0),
+        ],
+    )
 
 
-def strike(address: Any, control: str, pid: int, seconds: float) -> dict[str, Any]:
-    """In the clients' process: keep connections, strike one after the other. With a process id, its children."""
-    open_ones = [_connect(address) for _ in range(CONNECTIONS)]
-    end = time.monotonic() + seconds
-    struck, unserved, slowest = 0, 0, 0.0
-    while (began := time.monotonic()) < end:
-        if pid:
-            _kill_one(pid)
-        elif struck % 2:
-            _say(random.choice(open_ones), b"!raise\n")
+def _ends(struck: dict[str, str], pages: list[Page]) -> list[Figure]:
+    """Whether each has ended as it has to, once: whom nobody struck is done when it leaves."""
+    wrong = [
+        f"{page['reason']} for {struck.get(page['who'], 'done')}" if page["ends"] == 1 else f"{page['ends']} ends"
+        for page in pages
+        if page["ends"] != 1 or page["reason"] != struck.get(page["who"], "done")
+    ]
+    missing = set(struck) - {page["who"] for page in pages}
+    ended = [page["reason"] for page in pages if page["who"] in struck]
+    return [
+        exactly("wrong ends", ", ".join(wrong[:3]) or len(missing), 0),
+        shown("ended by that", ", ".join(f"{reason} {ended.count(reason)}" for reason in sorted(set(ended)))),
+    ]
+
+
+# -- in the clients' process
+
+
+class _Clients:
+    """Some that stay and can be told from one another."""
+
+    def __init__(self, address: Any, control: str, first: int) -> None:
+        self._address, self._control, self._next = address, control, first
+        self.open = dict([self.connect() for _ in range(CONNECTIONS)])
+        self.struck: dict[str, str] = {}
+
+    def connect(self) -> tuple[str, socket.socket]:
+        """One more, and what the server calls it; it has been served."""
+        self._next += 1
+        return who(self._address, self._next), _served(processes.connect(self._address, PATIENCE, self._next))
+
+    def strike(self, how: str) -> None:
+        chosen = random.choice(list(self.open))
+        self.struck[chosen] = how
+        if how == "failed":
+            with suppress(OSError):
+                self.open[chosen].sendall(b"!raise\n")
+        elif how == "closed":
+            processes.asked(self._control, f"cut {chosen}")
         else:
-            _ask_to_cut(control)
-        struck += 1
+            os.kill(processes.asked(self._control, "live")[chosen], signal.SIGKILL)
+
+    def come_back(self) -> None:
+        """One for each that has been struck."""
+        for name in self.struck:
+            if name in self.open:
+                _await_end(self.open.pop(name))
+                self.open.update([self.connect()])
+
+    def dead(self) -> int:
+        """How many the server still has that are not there."""
+        processes.until(lambda: len(processes.asked(self._control, "live")) <= len(self.open), PATIENCE)
+        return len(set(processes.asked(self._control, "live")) - set(self.open))
+
+    def close(self) -> None:
+        for sock in self.open.values():
+            sock.close()
+
+
+def strike(address: Any, control: str, forks: bool, first: int, seconds: float) -> dict[str, Any]:
+    """Keep connections, strike one after the other."""
+    clients = _Clients(address, control, first)
+    end = time.monotonic() + seconds
+    unserved, slowest = 0, 0.0
+    while (began := time.monotonic()) < end:
+        clients.strike("killed" if forks else "closed" if len(clients.struck) % 2 else "failed")
         try:
-            _connect(address).close()
+            clients.connect()[1].close()
         except OSError:
             unserved += 1
         slowest = max(slowest, time.monotonic() - began)
-        open_ones = [sock if _is_open(sock) else _connect(address) for sock in open_ones]
+        clients.come_back()
         time.sleep(max(0.0, began + EVERY - time.monotonic()))
-    for sock in open_ones:
-        sock.close()
-    return {"struck": struck, "unserved": unserved, "slowest": slowest}
+    dead = clients.dead()
+    clients.close()
+    return {"struck": clients.struck, "unserved": unserved, "slowest": slowest, "dead": dead}
 
 
-def _connect(address: Any) -> socket.socket:
-    sock = socket.socket(socket.AF_UNIX if isinstance(address, str) else socket.AF_INET)
+def _served(sock: socket.socket) -> socket.socket:
     try:
-        sock.settimeout(5)
-        sock.connect(address if isinstance(address, str) else tuple(address))
         sock.sendall(_LINE)
         if sock.recv(100) != _LINE:
             raise ConnectionError("not served")
-        sock.setblocking(False)
     except BaseException:
         sock.close()
         raise
     return sock
 
 
-def _kill_one(pid: int) -> None:
-    found = processes.children(pid)
-    if found:
-        with suppress(ProcessLookupError):
-            os.kill(random.choice(found), signal.SIGKILL)
-
-
-def _say(sock: socket.socket, line: bytes) -> None:
-    with suppress(OSError):  # it has been struck a moment ago
-        sock.sendall(line)
-
-
-def _ask_to_cut(control: str) -> None:
-    with socket.socket(socket.AF_UNIX) as sock:
-        sock.settimeout(5)
-        sock.connect(control)
-        sock.sendall(b"cut\n")
-        sock.recv(100)
-
-
-def _is_open(sock: socket.socket) -> bool:
-    try:
-        if sock.recv(1, socket.MSG_PEEK):
-            return True
-    except BlockingIOError:
-        return True
-    except OSError:
-        pass
-    sock.close()
-    return False
+def _await_end(sock: socket.socket) -> None:
+    """Of one that has been struck; `TimeoutError` if its server does not end it."""
+    with sock, suppress(ConnectionError):
+        while sock.recv(100):
+            pass

@@ -14,7 +14,7 @@ from . import processes, ways
 from .behaviours import HONEST, Behaviour, Note, answered, faults_for, named, sees_the_end
 from .books import Page
 from .client import ready
-from .crowd import Conversation, Crowd, Sock, Steps, address_of, connected, name_of, sent
+from .crowd import Conversation, Crowd, Sock, Steps, connected, sent, who
 from .results import Figure, Plan, Row, exactly, shown
 from .ways import OVERS, TCP, TLS, UNIX, Over, Way
 
@@ -22,7 +22,7 @@ __all__ = ["experiment", "forks_in_full"]
 
 AT_ONCE = 64
 SETTINGS = {"idle_timeout": 2.0}
-ENCRYPTED = {"handshake_timeout": 2.0}
+ENCRYPTED = {"handshake_timeout": 1.0}
 STAY = 10
 """So many of each kind are there in the end, when the server drains."""
 LAST_WORDS = 600
@@ -174,11 +174,8 @@ class _Clients:
         self._address, self._control = address, control
         self._bare = address["address"] if isinstance(address, dict) else address
 
-    def who(self, number: int) -> str:
-        return name_of(number) if isinstance(self._bare, str) else address_of(number)
-
     def one(self, number: int, behaviour: Behaviour) -> Conversation:
-        note = Note(self._control, self.who(number))
+        note = Note(self._control, who(self._address, number))
         try:
             sock = yield from connected(self._bare if behaviour.bare else self._address, number, named=True)
             with sock:

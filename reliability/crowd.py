@@ -27,12 +27,14 @@ __all__ = [
     "Sock",
     "Steps",
     "address_of",
+    "bound",
     "connected",
     "line_from",
     "name_of",
     "raise_limit",
     "reset",
     "sent",
+    "who",
 ]
 
 Sock: TypeAlias = socket.socket | Sealed
@@ -145,6 +147,13 @@ def name_of(number: int) -> str:
     return f"\0portico {os.getpid()} {number}"
 
 
+def who(address: Any, number: int) -> str:
+    """What a server that is there calls the client of that number, which has bound its socket."""
+    if isinstance(address, dict):
+        address = address["address"]
+    return name_of(number) if isinstance(address, str) else address_of(number)
+
+
 def connected(address: Any, number: int | None = None, *, named: bool = False) -> Steps:
     """A connection, from the client address with that number, encrypted if that has an authority to believe.
 
@@ -154,7 +163,7 @@ def connected(address: Any, number: int | None = None, *, named: bool = False) -
         bare = yield from connected(address["address"], number, named=named)
         return (yield from _encrypted(Sealed(bare, address["authority"])))
     while True:
-        sock = _bound(address, number, named)
+        sock = bound(address, number, named)
         code = sock.connect_ex(address if isinstance(address, str) else tuple(address))
         if code == errno.EINPROGRESS:
             if not (yield sock, WRITE, PATIENCE):
@@ -169,7 +178,8 @@ def connected(address: Any, number: int | None = None, *, named: bool = False) -
         yield 0.01  # a Unix socket's backlog is full
 
 
-def _bound(address: Any, number: int | None, named: bool) -> socket.socket:
+def bound(address: Any, number: int | None, named: bool) -> socket.socket:
+    """A socket that will not wait, with the client address of that number; a Unix one, only if it is to have a name."""
     unix = isinstance(address, str)
     sock = socket.socket(socket.AF_UNIX if unix else socket.AF_INET)
     sock.setblocking(False)

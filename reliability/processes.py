@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from . import certificates
+from .crowd import bound
 from .sealed import trust
 from .ways import TCP, Over, Way
 
@@ -151,16 +152,16 @@ def _whole(way: Way, over: Over, directory: str, spec: dict[str, Any]) -> dict[s
     return whole | {"control": f"{directory}/control", "address": f"{directory}/socket" if over.unix else None}
 
 
-def connect(address: Any, seconds: float = 5.0) -> socket.socket:
+def connect(address: Any, seconds: float = 5.0, number: int | None = None) -> socket.socket:
     """A client's connection that blocks, for so long; encrypted if there is an authority to believe."""
     if isinstance(address, dict):
-        bare = connect(address["address"], seconds)
+        bare = connect(address["address"], seconds, number)
         try:
             return trust(address["authority"]).wrap_socket(bare, server_hostname=certificates.NAME)
         except BaseException:
             bare.close()
             raise
-    sock = socket.socket(socket.AF_UNIX if isinstance(address, str) else socket.AF_INET)
+    sock = bound(address, number, named=True)
     try:
         sock.settimeout(seconds)
         sock.connect(address if isinstance(address, str) else tuple(address))

@@ -29,7 +29,7 @@ class Experiment:
 
 
 EXPERIMENTS = (
-    Experiment("chaos", "Chaos", chaos.experiment, at_once=3),
+    Experiment("chaos", "Chaos", chaos.experiment, at_once=2),
     Experiment("shortage", "A shortage of descriptors", shortage.experiment, at_once=3),
     Experiment("counts", "Every connection counts once", counts.experiment, (*ALL, *STREAMS)),
     Experiment("loris", "Slow-loris", loris.experiment),

@@ -115,14 +115,15 @@ def counts(server: Any) -> dict[str, Any]:
 
 
 def answer(server: Any, order: str, argument: str) -> Any:
-    """What it is asked for: "counts", "leftovers", "books", who is "live"; or told: "tidy" frees what is free, "cut"
-    cuts a connection, that of a certain client or any, and "drain" begins a short drain. SIGUSR1 does that, too."""
+    """What it is asked for: "counts", "leftovers", "books", who is "live", and in which child; or told: "tidy" frees
+    what is free, "cut" cuts a connection, that of a certain client or any, and "drain" begins a short drain, as SIGUSR1
+    does."""
     if order == "leftovers":
         return leftovers()
     if order == "books":
         return server.books.pages()
     if order == "live":
-        return [connection.runner if isinstance(connection.runner, int) else 0 for connection in server.connections()]
+        return {who(one): one.runner if isinstance(one.runner, int) else 0 for one in server.connections()}
     if order == "tidy":
         tidied()
     elif order == "cut":
