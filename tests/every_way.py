@@ -104,11 +104,6 @@ class Case:
         return self.kind.family == socket.AF_UNIX
 
     @property
-    def counts(self) -> bool:
-        """Whether a server that keeps its copy of a connection knows what goes over it: not in another process."""
-        return not (self.way.own_process and self.is_unix)
-
-    @property
     def one_by_one(self) -> bool:
         return self.way.name == "plain"
 

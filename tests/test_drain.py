@@ -40,8 +40,8 @@ on_streams = pytest.mark.parametrize("stream", STREAMS)
 
 
 def knows_idle(way: Way, stream: str, handler: str) -> bool:
-    """Whether this server can tell who is idle. A parent only if it keeps what the kernel counts for."""
-    return not way.forks or (stream == "tcp" and handler.endswith(("Bye", "Fails", "Blocks")))
+    """Whether this server can tell who is idle. A parent only if it keeps its copy of the connection."""
+    return not way.forks or handler.endswith(("Bye", "Fails", "Blocks"))
 
 
 class Make:

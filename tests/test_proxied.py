@@ -812,7 +812,7 @@ def test_500_silent_peers_delay_nobody_and_no_shutdown(case: Case, mode: str) ->
 # -- the end
 
 
-@in_every_way([case for case in EVERY if case.counts])
+@in_every_way(EVERY)
 def test_a_drain_ends_at_once_who_has_said_no_more_than_a_header(case: Case) -> None:
     """A child's socket is watched by its parent if there is something to watch for, such as idleness."""
     for header in (v1(), v2(), local(), b"PROXY UNKNOWN\r\n"):

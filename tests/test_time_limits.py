@@ -22,7 +22,6 @@ LATE = 0.3
 """Seconds that a limit may be enforced too late."""
 LIMIT = 0.2
 PIECE = bytes(1 << 20)
-COUNTED = [case for case in EVERY if case.counts]
 
 
 def timer_threads() -> list[str]:
@@ -58,7 +57,7 @@ def leave(client: socket.socket) -> None:
 # -- idle_timeout
 
 
-@in_every_way(COUNTED)
+@in_every_way(EVERY)
 def test_a_silent_client_is_cut_in_time(case: Case) -> None:
     with serving(case, until_the_end, idle_timeout=LIMIT) as served, served.connect() as client:
         assert LIMIT - 0.02 <= seconds_to_the_end(client) <= LIMIT + LATE
@@ -67,7 +66,7 @@ def test_a_silent_client_is_cut_in_time(case: Case) -> None:
         assert served.server.stats().timed_out["idle_timeout"] == 1
 
 
-@in_every_way(COUNTED)
+@in_every_way(EVERY)
 def test_a_client_that_falls_silent_is_cut_by_its_last_byte(case: Case) -> None:
     with serving(case, until_the_end, idle_timeout=LIMIT) as served, served.connect() as client:
         assert ping(client, LIMIT) > 1
@@ -77,7 +76,7 @@ def test_a_client_that_falls_silent_is_cut_by_its_last_byte(case: Case) -> None:
         assert served.reasons() == ["idle_timeout"]
 
 
-@in_every_way(COUNTED)
+@in_every_way(EVERY)
 def test_one_that_pings_is_not_idle(case: Case) -> None:
     with serving(case, until_the_end, idle_timeout=LIMIT) as served, served.connect() as client:
         assert ping(client, LIMIT * 3) > 3
@@ -92,7 +91,7 @@ async def _answers_for_long(peer: Peer) -> None:
         await peer.pause(LIMIT / 4)
 
 
-@in_every_way(COUNTED)
+@in_every_way(EVERY)
 def test_what_a_handler_sends_counts_as_well(case: Case) -> None:
     with serving(case, _answers_for_long, idle_timeout=LIMIT) as served, served.connect() as client:
         client.sendall(b"x")
@@ -103,7 +102,7 @@ def test_what_a_handler_sends_counts_as_well(case: Case) -> None:
 # -- connection_timeout
 
 
-@in_every_way(COUNTED)
+@in_every_way(EVERY)
 def test_an_active_client_is_cut_when_its_time_is_over(case: Case) -> None:
     limits: dict[str, Any] = {"connection_timeout": 0.4, "connection_jitter": 0.0}
     with serving(case, until_the_end, **limits) as served, served.connect() as client:
@@ -126,23 +125,6 @@ def test_jitter_spreads_the_ends_and_only_shortens(case: Case) -> None:
         assert max(ages) - min(ages) > 0.1
 
 
-@in_every_way([case for case in EVERY if not case.counts])
-def test_without_figures_the_age_alone_counts(case: Case) -> None:
-    """What goes over a Unix socket is counted where it is used: in a forked child, which does not tell."""
-    limits: dict[str, Any] = {"idle_timeout": 0.1, "min_read_rate": 1e6, "read_grace": 0.1, "send_timeout": 0.1}
-    limits |= {"connection_timeout": 0.6, "connection_jitter": 0.0}
-    with serving(case, until_the_end, **limits) as served, served.connect() as client:
-        client.sendall(b"x")
-        assert client.recv(1) == b"x"
-        assert until(lambda: served.server.connections()[0].runner)
-        connection = served.server.connections()[0]
-        assert (connection.idle, connection.bytes_in, connection.bytes_out) == (None, None, None)
-        assert 0.5 <= seconds_to_the_end(client) <= 0.6 + LATE
-        assert served.reasons() == ["connection_timeout"]
-        assert served.notes() == ["end", "finally", "finish"]
-        assert (connection.bytes_in, connection.bytes_out) == (None, None)
-
-
 # -- min_read_rate
 
 
@@ -161,7 +143,7 @@ async def _takes_it_all(peer: Peer) -> None:
 RATE: dict[str, Any] = {"min_read_rate": 1000, "read_grace": 0.3}
 
 
-@in_every_way(COUNTED)
+@in_every_way(EVERY)
 def test_a_trickling_client_is_cut(case: Case) -> None:
     with serving(case, _takes_it_all, **RATE) as served, served.connect() as client:
         began = time.monotonic()
@@ -175,7 +157,7 @@ def test_a_trickling_client_is_cut(case: Case) -> None:
         assert served.notes()[-2:] == ["finally", "finish"]
 
 
-@in_every_way(COUNTED)
+@in_every_way(EVERY)
 def test_an_honest_upload_is_not(case: Case) -> None:
     """Twice as fast as it must be, several times as long as it is measured."""
     with serving(case, _takes_it_all, **RATE) as served, served.connect() as client:
@@ -199,7 +181,7 @@ async def _thinks(peer: Peer) -> None:
     await peer.sendall(b"answer")
 
 
-@in_every_way(COUNTED)
+@in_every_way(EVERY)
 def test_a_short_request_may_wait_for_a_slow_answer(case: Case) -> None:
     with serving(case, _thinks, **RATE) as served, served.connect() as client:
         client.sendall(b"quest")
@@ -229,7 +211,7 @@ async def _writes_a_lot(peer: Peer) -> None:
         peer.note(f"grown {max(0, resident() - before)}")
 
 
-@in_every_way(COUNTED, at_once=False)
+@in_every_way(EVERY, at_once=False)
 def test_a_peer_that_does_not_read_is_cut(case: Case) -> None:
     with serving(case, _writes_a_lot, send_timeout=LIMIT) as served, served.connect() as client:
         client.sendall(b"x")
@@ -242,7 +224,7 @@ def test_a_peer_that_does_not_read_is_cut(case: Case) -> None:
         assert connection.age < 3
 
 
-@in_every_way(COUNTED)
+@in_every_way(EVERY)
 def test_a_peer_that_reads_slowly_is_not(case: Case) -> None:
     """Each pause is a fraction of the limit, all of them several times as long."""
 
@@ -265,7 +247,7 @@ def test_a_peer_that_reads_slowly_is_not(case: Case) -> None:
 # -- several at once, live changes, ends
 
 
-@in_every_way([case for case in COUNTED if not case.one_by_one])
+@in_every_way([case for case in EVERY if not case.one_by_one])
 def test_each_is_judged_for_itself(case: Case) -> None:
     with serving(case, until_the_end, idle_timeout=0.4) as served, ExitStack() as stack:
         silent = [stack.enter_context(served.connect()) for _ in range(10)]
@@ -281,7 +263,7 @@ def test_each_is_judged_for_itself(case: Case) -> None:
         assert sorted(served.reasons(13)) == ["done"] * 3 + ["idle_timeout"] * 10
 
 
-@in_every_way(COUNTED)
+@in_every_way(EVERY)
 def test_other_limits_hold_at_once_for_open_connections(case: Case) -> None:
     with serving(case, until_the_end, idle_timeout=60.0) as served, served.connect() as client:
         assert ping(client, 0.001) == 1
@@ -293,7 +275,7 @@ def test_other_limits_hold_at_once_for_open_connections(case: Case) -> None:
         assert served.reasons() == ["idle_timeout"]
 
 
-@in_every_way(COUNTED)
+@in_every_way(EVERY)
 def test_a_limit_that_was_none_holds_at_once_for_open_connections(case: Case) -> None:
     """A process that has forked without a limit has no copy to measure by, or to cut: its age is all it knows."""
     reason = "connection_timeout" if case.way.own_process else "idle_timeout"
@@ -304,7 +286,7 @@ def test_a_limit_that_was_none_holds_at_once_for_open_connections(case: Case) ->
         assert served.reasons() == [reason]
 
 
-@in_every_way(COUNTED)
+@in_every_way(EVERY)
 def test_a_limit_that_is_lifted_cuts_nobody(case: Case) -> None:
     with serving(case, until_the_end, idle_timeout=LIMIT) as served, served.connect() as client:
         assert ping(client, 0.001) == 1
@@ -316,7 +298,7 @@ def test_a_limit_that_is_lifted_cuts_nobody(case: Case) -> None:
 
 
 @in_every_way(
-    [case for case in COUNTED if case.way.name in ("plain", "thread", "green", "async", "async-uvloop")], at_once=False
+    [case for case in EVERY if case.way.name in ("plain", "thread", "green", "async", "async-uvloop")], at_once=False
 )
 def test_no_thread_is_left(case: Case) -> None:
     with serving(case, until_the_end, idle_timeout=60.0) as served, served.connect() as client:
@@ -326,7 +308,7 @@ def test_no_thread_is_left(case: Case) -> None:
     assert timer_threads() == []
 
 
-@in_every_way([case for case in COUNTED if not case.one_by_one and not case.way.own_process])
+@in_every_way([case for case in EVERY if not case.one_by_one and not case.way.own_process])
 def test_limits_hold_for_requests_that_go_on_after_shutdown(case: Case) -> None:
     with serving(case, until_the_end, idle_timeout=0.4) as served, served.connect() as client:
         assert ping(client, 0.001) == 1
@@ -404,7 +386,7 @@ async def _does_not_mind(peer: Peer) -> None:
     await peer.pause(0.3)
 
 
-@in_every_way(COUNTED)
+@in_every_way(EVERY)
 def test_a_cut_does_not_end_a_handler_only_its_connection(case: Case) -> None:
     with serving(case, _does_not_mind, idle_timeout=LIMIT) as served, served.connect() as client:
         assert seconds_to_the_end(client) <= LIMIT + LATE

@@ -1,18 +1,49 @@
-"""Sees child processes end, without a thread and without a signal. What their end means is `forks`' business."""
+"""Child processes: whom each one serves, and their end seen without a thread and without a signal.
+
+What their end means is `forks`' business.
+"""
 
 from __future__ import annotations
 
 import os
 import select
+import socket
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Any, Final
 
+    from ._connection import Connection
     from ._loop import Loop
     from ._system import System
 
-__all__ = ["ChildWatch"]
+__all__ = ["ChildWatch", "Served", "close_kept"]
+
+_close: Final = os.close
+_detach: Final = socket.SocketType.detach
+
+
+class Served:
+    """What the parent knows of its children: whose connection each one serves, and which have been told to end."""
+
+    def __init__(self) -> None:
+        self.connections: dict[int, Connection] = {}
+        self.terminated: set[int] = set()
+
+
+_NONE_SERVED: Final = Served()
+
+
+def close_kept(server: Any) -> None:
+    """In a child: the parent's copies of what its siblings serve, which else would be open as long as this one runs."""
+    served = getattr(server, "_portico_served", _NONE_SERVED).connections.values()
+    kept = [connection.kept for connection in served if connection.kept is not None]
+    for sock in (*kept, *(server._portico_lobby or ())):
+        try:
+            _close(_detach(getattr(sock, "pipe", sock)))  # of a session it is that
+        except OSError:  # closed already
+            continue
 
 
 class ChildWatch:

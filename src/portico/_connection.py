@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
     from ._meters import Traffic
 
+    Reading = tuple[bytes, float] | Traffic
+    """Read for every connection, understood for few: what the kernel has said, and when."""
+
 __all__ = ["Connection"]
 
 # Seconds. The kernel tells in milliseconds, and counts in ticks of up to 10 of them.
@@ -69,12 +72,14 @@ class Connection:
     tally: Tally | None = None
     _ended: float | None = None
     _local: Any = None
+    shared: Any = None
+    """Where the child that serves it tells what has gone over it, if only the child knows."""
     _counted = True
     """Whether it can be read what has gone over it."""
-    _figures: bytes | None = None
-    """What the kernel said last, and when it was asked; read for every connection, understood for few."""
-    _read_at = 0.0
-    _known: Traffic | None = None
+    _seen: Reading | None = None
+    """What was read last, by whoever looked."""
+    _last: Reading | None = None
+    """What was read at its end, and holds: one who looked a moment before must not put something older in its place."""
 
     def __init__(self, server: Any, request: Any, client_address: Any, number: int) -> None:
         self.id = number
@@ -199,47 +204,51 @@ class Connection:
 
     def measure(self) -> Traffic | None:
         """What has gone over it; what was last known, once that cannot be read any more; None if it never could."""
-        self._read()
-        if self._figures is not None:
-            self._known = kernel_traffic(self._figures, self._read_at)
-        return self._known
+        reading = self._last
+        if reading is None and self._counted:
+            found = self._read()
+            if found is not None:
+                self._seen = found
+            reading = found or self._seen
+        return kernel_traffic(*reading) if isinstance(reading, tuple) else reading
 
-    def _read(self) -> None:
-        if not self._counted:
-            return
-        sock = self.current_socket()
-        if sock is None:
-            return
+    def _read(self) -> Reading | None:
         if self.tally is not None:
-            self._known = self.tally.traffic(sock)
-        else:
-            figures = kernel_figures(sock)
-            if figures is not None:
-                self._figures, self._read_at = figures, monotonic()
+            return self.tally.traffic(self.current_socket())
+        sock = self.current_socket()
+        figures = None if sock is None else kernel_figures(sock)
+        return None if figures is None else (figures, monotonic())
 
     def totals(self) -> tuple[int, int]:
         """Bytes in and out, as last read; 0 where they are not known."""
-        if self._figures is not None:
-            return kernel_totals(self._figures)
-        return (0, 0) if self._known is None else (self._known.received, self._known.sent)
+        reading = self._last or self._seen
+        if isinstance(reading, tuple):
+            return kernel_totals(reading[0])
+        return (0, 0) if reading is None else (reading.received, reading.sent)
 
     def settle(self) -> None:
         """It is about to be shut down by its server: the best moment to read what has gone over it, and the last one.
 
         Afterwards the kernel counts the peer's end as a byte received, or not, and no longer tells which.
         """
-        if self._counted:
-            self._read()
-            self._counted = False
+        if self._counted and self._last is None:
+            self._last = self._read() or self._seen
 
-    def goes_unseen(self) -> None:
-        """From now on what goes over it is known to another process alone: what was known here would mislead."""
-        self._counted = False
-        self.tally = self._figures = self._known = None
+    def goes_unseen(self, shared: Tally | None = None) -> None:
+        """From now on what goes over it is known to another process, or to whoever has its descriptor; not here.
+
+        Unless that one counts in memory that is `shared`.
+        """
+        self._counted, self.tally = shared is not None, shared
+
+    def known_at_last(self, traffic: Traffic) -> None:
+        """It has ended, and he who alone knew what has gone over it has told."""
+        self._last = traffic
 
     def leaves_socket(self) -> None:
         """Its socket is about to close: the last moment that what has gone over it can be read."""
-        self._read()
+        if self.shared is None:
+            self.settle()
         self._socket = _nothing
 
     def has_lost_socket(self) -> None:
@@ -284,7 +293,8 @@ class Connection:
         closes what it has wrapped is to be seen to close it, as in `socketserver`.
         """
         if self.tally is None:
-            self.leaves_socket()
+            self.measure()
+            self._socket = _nothing
         else:
             self.goes_unseen()  # what takes its place does not count
         followed = self.kept is None and self.marks is not None
@@ -294,8 +304,7 @@ class Connection:
     def over(self) -> float:
         """It has ended: free what it holds. Returns the seconds that it has lasted."""
         self._ended = now = monotonic()
-        if self._counted:
-            self._read()
+        self.settle()
         if self.kept is not None:
             self.kept.close()
             self.kept = None

@@ -89,7 +89,7 @@ class Tally:
         if self.unsent is not None:
             unsent = self.unsent()
             sent = self._told = max(self._told, sent - unsent)
-        waiting = out_queue(sock)
+        waiting = 0 if sock is None else out_queue(sock)
         taken, waiting = sent - waiting, waiting + unsent
         return Traffic(self.received, sent, taken=taken, waiting=waiting, heard=self.heard, said=self.said)
 

@@ -32,7 +32,9 @@ def stats(server: Any) -> Stats:
         # Where a request runs in the loop, it has ended when anybody can ask, or is the one that asks.
         over = counts["datagrams_ended"] if server._portico_waits_on_close else accepted
         done = max(0, over - failed)
-    known = [traffic for connection in live if (traffic := connection.measure()) is not None]
+    for connection in live:
+        connection.measure()
+    received, sent = (sum(column) for column in zip((0, 0), *(connection.totals() for connection in live), strict=True))
     return Stats(
         state=server._portico_lifecycle.state,
         accepted=accepted,
@@ -42,8 +44,8 @@ def stats(server: Any) -> Stats:
         refused=counts["refused"],
         would_refuse=counts["would_refuse"],
         timed_out={reason.value: ended.get(reason.value, 0) for reason in _TIMEOUTS},
-        bytes_in=counts["bytes_in"] + sum(traffic.received for traffic in known),
-        bytes_out=counts["bytes_out"] + sum(traffic.sent for traffic in known),
+        bytes_in=counts["bytes_in"] + received,
+        bytes_out=counts["bytes_out"] + sent,
         durations=tuple(zip(BOUNDS, counts["durations"], strict=True)),
         ended=ended,
         kernel_drops=_kernel_drops(server),

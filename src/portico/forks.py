@@ -11,8 +11,8 @@ import socket
 import sys
 
 from . import logs, settings
-from ._children import ChildWatch
-from ._forked_openings import ForkedOpenings
+from ._children import ChildWatch, Served, close_kept
+from ._forked_figures import ForkedFigures
 from ._managed import Own
 from ._openable import NOT_OPENED, UNOPENED
 from ._serving import Serving
@@ -38,35 +38,13 @@ _LOOK_AGAIN = 0.05
 # Seconds that the loop has to end before its children are reaped from another thread.
 _LOOP_ENDS = 1.0
 _FAILED, _PEER_LEFT = 1, 3
-# Numbers that no handler's own exit has, for connections that no handler has seen.
-_UNOPENED: Final = dict(enumerate((*UNOPENED, EndReason.REFUSED), 217))
-_REASONS: Final = {0: EndReason.DONE, _FAILED: EndReason.FAILED, _PEER_LEFT: EndReason.PEER_LEFT, **_UNOPENED}
+# Numbers that no handler's own exit has, for connections that no handler has seen, or that it has closed.
+_OWN: Final = dict(enumerate((*UNOPENED, EndReason.REFUSED, EndReason.CLOSED), 217))
+_REASONS: Final = {0: EndReason.DONE, _FAILED: EndReason.FAILED, _PEER_LEFT: EndReason.PEER_LEFT, **_OWN}
 _STATUSES: Final[dict[Any, int]] = {reason: status for status, reason in _REASONS.items()}
 
 
-class _Served:
-    """What the parent knows of its children: whose connection each one serves, and which have been told to end."""
-
-    def __init__(self) -> None:
-        self.connections: dict[int, Connection] = {}
-        self.terminated: set[int] = set()
-
-
-_NONE_SERVED: Final = _Served()
-
-
-def _close_kept(server: Any) -> None:
-    """In a child: the parent's copies of what its siblings serve, which else would be open as long as this one runs."""
-    served = getattr(server, "_portico_served", _NONE_SERVED).connections.values()
-    kept = [connection.kept for connection in served if connection.kept is not None]
-    for sock in (*kept, *(server._portico_lobby or ())):
-        try:
-            _close(_detach(getattr(sock, "pipe", sock)))  # of a session it is that
-        except OSError:  # closed already
-            continue
-
-
-class ForkingMixIn(ForkedOpenings):
+class ForkingMixIn(ForkedFigures):
     """Mix-in that runs every request in a process of its own: `class Server(ForkingMixIn, TCPServer): pass`.
 
     With `max_children` of them running, clients wait in the backlog. Best served from the only thread of a process:
@@ -78,11 +56,11 @@ class ForkingMixIn(ForkedOpenings):
     max_children: int = settings.MAX_CHILDREN.default
     block_on_close: bool = settings.BLOCK_ON_CLOSE.default
 
-    _portico_runs_inline = False
-    _portico_waits_on_close = True
-    _portico_served: _Served = Own(_Served)  # type: ignore[assignment]
     _portico_keeps = False
     """Whether the parent keeps its copy of a connection until the child has ended."""
+    _portico_runs_inline = False
+    _portico_waits_on_close = True
+    _portico_served: Served = Own(Served)  # type: ignore[assignment]
     _portico_says_goodbye = False
     _portico_is_child = False
     _portico_child_watch: ChildWatch | None = None
@@ -100,6 +78,8 @@ class ForkingMixIn(ForkedOpenings):
             self._portico_mark(connection)
         if self._portico_has_sessions:
             request.prepare()
+        elif connection is not None:
+            self._portico_share(connection)
         pid = self._portico_fork(connection)
         if pid == 0:
             self._portico_run_child(request, client_address, connection)
@@ -112,8 +92,8 @@ class ForkingMixIn(ForkedOpenings):
             self._portico_served.connections[pid] = connection
             if self._portico_has_sessions:
                 request.has_forked()
-            elif not self._portico_keeps or connection.tally is not None:  # the child's tally counts, this one no more
-                connection.goes_unseen()
+            elif connection.tally is not None or not self._portico_keeps:
+                connection.goes_unseen(None if connection.tally is None else connection.shared)
             if self._portico_keeps:
                 connection.kept = request
                 if self._portico_says_goodbye:
@@ -171,6 +151,7 @@ class ForkingMixIn(ForkedOpenings):
         except OSError as error:
             if connection is not None:
                 self._portico_unmark(connection)
+                self._portico_unshare(connection)
             raise Overloaded(f"no process for a request ({error})") from error
         finally:
             if says_goodbye and pid:
@@ -222,6 +203,7 @@ class ForkingMixIn(ForkedOpenings):
         connection = served.connections.pop(pid, None)
         if connection is not None:
             self._portico_unmark(connection)
+            self._portico_take_figures(connection)
             if connection.kept is not None:
                 connection.settle()
                 self.close_request(connection.kept)
@@ -297,16 +279,16 @@ class ForkingMixIn(ForkedOpenings):
             self._portico_lifecycle.run.wait(_LOOP_ENDS)  # which reaps, too
 
     def _portico_cut(self, connection: Connection, reason: EndReason, *, again: bool) -> None:
-        """Shut the connection down; where that is to end the child as well, by SIGTERM, and SIGKILL the second time.
+        """Shut the connection down; at a drain's deadline end the child as well, by SIGTERM, the second time SIGKILL.
 
-        A connection of which only the child has a socket, let in when there were no limits, cannot be ended otherwise.
+        A connection of which only the child has a socket cannot be ended but by SIGTERM.
         """
         super()._portico_cut(connection, reason, again=again)
         pid = connection.runner
-        ends_the_child = reason in (EndReason.CUT, EndReason.CLOSED) or connection.current_socket() is None
-        if not ends_the_child or pid not in (self.active_children or ()):
+        is_last = reason is EndReason.CUT
+        if not (is_last or connection.current_socket() is None) or pid not in (self.active_children or ()):
             return
-        told = pid in self._portico_served.terminated
+        told = is_last and pid in self._portico_served.terminated
         self._portico_served.terminated.add(pid)
         self._portico_signal(pid, signal.SIGKILL if told else signal.SIGTERM)
 
@@ -334,10 +316,9 @@ class ForkingMixIn(ForkedOpenings):
         self._portico_connections.only = connection
         try:
             if connection is not None and connection.key is None:
+                self._portico_count_in_child(connection)
                 if self._portico_says_goodbye:
                     self._portico_hear_of_goodbye(connection)
-                else:
-                    request.connection = None  # whose end is the parent's to tell
             stays = request
             if type(request) is tuple:
                 stays = request[-1]
@@ -350,7 +331,7 @@ class ForkingMixIn(ForkedOpenings):
             loop: Loop | None = getattr(self, "_portico_loop", None)
             for server in (self,) if loop is None else loop.servers:
                 if getattr(server, "_portico_keeps", False) or server._portico_lobby is not None:
-                    _close_kept(server)
+                    close_kept(server)
                 try:
                     if not compat and server.socket is not stays:
                         _close(_detach(server.socket))
@@ -361,13 +342,18 @@ class ForkingMixIn(ForkedOpenings):
             if client_address is not NOT_OPENED:
                 self.finish_request(request, client_address)
                 status = 0
+        except SystemExit as error:
+            status = _FAILED if error.code else 0
         except Exception:
             status = _PEER_LEFT if is_disconnect(sys.exception(), request) else _FAILED
             self.handle_error(request, client_address)
         finally:
+            if connection is not None:
+                self._portico_leave_figures(connection)
             try:
                 self.shutdown_request(request)
             except Exception as error:
+                status = status or _FAILED
                 logs.emit(self, HookFailed("shutdown_request", error))
             finally:
                 status = _STATUSES.get(getattr(connection, "reason", None), status)
@@ -378,7 +364,6 @@ class ForkingMixIn(ForkedOpenings):
 
         Runs where Python runs signal handlers.
         """
-        connection.runner = self._portico_system.pid()
 
         def say_goodbye(number: int, frame: object) -> None:
             self._portico_system.on_signal(signal.SIGTERM, signal.SIG_DFL)  # the next one is meant
