@@ -17,7 +17,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-__all__ = ["end_request", "note_failure", "request_context", "request_failed"]
+__all__ = ["end_request", "note_cut", "note_failure", "request_context", "request_failed"]
 
 
 def request_failed(server: Any, request: Any, client_address: Any) -> None:
@@ -28,11 +28,24 @@ def request_failed(server: Any, request: Any, client_address: Any) -> None:
 
 
 def note_failure(server: Any, request: Any) -> None:
-    """Note, inside an `except` block, that a connection has failed, or that its peer has left."""
+    """Note, inside an `except` block, that a connection has failed, or that its peer has left.
+
+    `sys.exit()` is an end that its handler has chosen, unless it says that something is wrong.
+    """
     connection = server._portico_connections.of(request)
-    if connection is not None and connection.reason is None:
-        left = is_disconnect(sys.exception(), request)
-        connection.reason = EndReason.PEER_LEFT if left else EndReason.FAILED
+    if connection is None or connection.reason is not None:
+        return
+    error = sys.exception()
+    if isinstance(error, SystemExit) and not error.code:
+        return
+    connection.reason = EndReason.PEER_LEFT if is_disconnect(error, request) else EndReason.FAILED
+
+
+def note_cut(server: Any, request: Any) -> None:
+    """Its request has been ended where it waited, for whatever reason, if none is known."""
+    connection = server._portico_connections.of(request)
+    if connection is not None:
+        connection.failed(EndReason.CUT)
 
 
 def end_request(server: Any, request: Any, *, ran: bool = True) -> None:
@@ -58,6 +71,8 @@ def end_request(server: Any, request: Any, *, ran: bool = True) -> None:
     except BaseException as error:
         if isinstance(error, Exception):
             logs.emit(server, HookFailed("shutdown_request", error))
+            if connection is not None:
+                connection.failed(EndReason.FAILED)
         try:
             server.close_request(request)
         except Exception:

@@ -15,7 +15,7 @@ from . import _handler_kinds, _sockets, limits, logs, settings
 from ._acceptor import Acceptor, serve
 from ._loop import Loop, selector_class
 from ._openable import Openable
-from ._requests import end_request, request_failed
+from ._requests import end_request, note_failure, request_failed
 from .errors import Overloaded
 from .lifecycle import LOOP_ENDED, EndReason, Lifecycle, State, StateChanged, StopFlag, Verb
 
@@ -176,6 +176,7 @@ class Serving(Openable):
             finally:
                 end_request(self, request)
         except BaseException:
+            note_failure(self, request)
             end_request(self, request)
             raise
         return True

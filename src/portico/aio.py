@@ -21,7 +21,7 @@ from ._meters import kernel_counts_family
 from ._on_loop import OnLoop
 from ._openable import NOT_OPENED
 from ._opening import Undecided
-from ._requests import end_request, request_context, request_failed
+from ._requests import end_request, note_cut, note_failure, request_context, request_failed
 from ._sealed import open_late, unseal
 from .errors import TLSError
 from .handlers import BaseRequestHandler, DatagramRequestHandler
@@ -199,9 +199,13 @@ class AsyncMixIn(OnLoop):
             if client_address is not NOT_OPENED:
                 await self.finish_request(request, client_address)
         except SystemExit:  # ends its own request only, as in a thread
-            return
+            note_failure(self, request)
         except Exception:
             self._portico_tell_of_failure(request, client_address)
+        except BaseException as error:
+            is_cut = isinstance(error, asyncio.CancelledError) and asyncio.current_task().cancelling()  # type: ignore[union-attr]
+            (note_cut if is_cut else note_failure)(self, request)
+            raise
         finally:
             try:
                 if self._portico_keyring is not None and hasattr(request, "secured"):

@@ -28,7 +28,7 @@ from ._meters import kernel_counts_family
 from ._on_loop import OnLoop
 from ._openable import NOT_OPENED
 from ._parking import READ
-from ._requests import end_request, request_context, request_failed
+from ._requests import end_request, note_cut, note_failure, request_context, request_failed
 from .handlers import STEPS
 from .lifecycle import HookFailed
 
@@ -74,6 +74,12 @@ class GreenMixIn(OnLoop):
                 self.finish_request(request, client_address)
         except (Exception, asyncio.CancelledError):  # of something awaited, which is not this thread
             self._portico_tell_of_failure(request, client_address)
+        except GreenletExit:
+            note_cut(self, request)
+            raise
+        except BaseException:
+            note_failure(self, request)
+            raise
         finally:
             end_request(self, request)
             try:

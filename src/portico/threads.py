@@ -11,7 +11,7 @@ from functools import partial
 from . import limits, logs, settings
 from ._managed import Own
 from ._openable import NOT_OPENED
-from ._requests import end_request, request_context, request_failed
+from ._requests import end_request, note_failure, request_context, request_failed
 from ._serving import Serving
 from .errors import Overloaded
 from .handlers import STEPS
@@ -185,6 +185,9 @@ class ThreadingMixIn(Serving):
                 self.finish_request(request, client_address)
         except Exception:
             request_failed(self, request, client_address)
+        except BaseException:
+            note_failure(self, request)
+            raise
         finally:
             end_request(self, request)
 
