@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from .alerts import alerts, no_alerts  # noqa: F401  # fixtures, for those that name them
 from .waiting import until
 
 if TYPE_CHECKING:
@@ -33,6 +34,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="the module that the tests of faults run on; 'socketserver' shows which of them the stdlib fails",
     )
     parser.addoption("--all-must-fail", action="store_true", help="succeed only if every test that runs fails")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "alerts(*beginnings): error records that this test provokes (alerts.no_alerts)")
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

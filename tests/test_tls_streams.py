@@ -29,7 +29,6 @@ from .loops import in_a_thread
 from .secured import Certificates, OnPaper, certificates, clean_rest, descriptors, securely, wrapped
 from .waiting import until
 
-COUNTED = [case for case in EVERY if case.counts]
 HERE = [case for case in EVERY if not case.way.own_process]
 """Forked children have the sockets of threads; what takes its time is not done by them again."""
 LIMIT = 0.25
@@ -142,7 +141,7 @@ def test_a_broadcast_reaches_everybody_whole(case: Case) -> None:
         assert not served.faults()
 
 
-@in_every_way([case for case in EVERY if case.counts])
+@in_every_way(EVERY)
 def test_bytes_are_counted(case: Case) -> None:
     async def answers(peer: Peer) -> None:
         assert await peer.recv(65536)
@@ -379,7 +378,7 @@ def seconds_to_the_end(client: ssl.SSLSocket, began: float | None = None) -> flo
     return time.monotonic() - began
 
 
-@in_every_way(COUNTED)
+@in_every_way(EVERY)
 def test_a_silent_client_is_cut_in_time(case: Case) -> None:
     with securely(case, until_the_end, KNOWN, idle_timeout=LIMIT) as served, served.secure() as client:
         began = time.monotonic()

@@ -19,8 +19,8 @@ from .flavours import Flavour, short_folder
 
 
 @pytest.fixture(autouse=True)
-def asyncio_debugs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every loop that is made checks who calls it, from which thread; what it finds slow it only logs."""
+def asyncio_debugs(monkeypatch: pytest.MonkeyPatch, no_alerts: None) -> None:
+    """Every loop that is made checks who calls it, from which thread; what it finds is logged, and fails the test."""
     monkeypatch.setenv("PYTHONASYNCIODEBUG", "1")
 
 

@@ -38,6 +38,7 @@ def test_clients_get_their_own_answers(flavour: Flavour, address: Any, connect: 
     assert [peer.left_over() for peer in peers] == [[]] * 5
 
 
+@pytest.mark.alerts("request from ")
 def test_a_handler_that_raises_ends_its_own_request_only(
     flavour: Flavour, address: Any, connect: Connect, log: Log
 ) -> None:

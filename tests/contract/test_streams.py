@@ -90,6 +90,7 @@ def test_clients_that_connect_and_close_at_once_harm_nobody(server: Any, connect
     assert errors(log) == []
 
 
+@pytest.mark.alerts("request from ")
 def test_a_handler_that_raises_ends_its_own_request_only(server: Any, connect: Connect, log: Log) -> None:
     peer = connect(server)
     peer.send(b"fail\n")

@@ -76,6 +76,7 @@ def told(log: Log) -> list[str]:
     return [line for line in log() if line.startswith(("ERROR ", "DEBUG peer "))]
 
 
+@pytest.mark.alerts("request from ")
 @pytest.mark.parametrize("how", [b"reset", b"pipe"], ids=bytes.decode)
 def test_a_backend_that_fails_is_an_error_while_the_client_is_there(
     flavour: Flavour, address: Any, connect: Connect, log: Log, how: bytes, caplog: pytest.LogCaptureFixture
@@ -91,6 +92,7 @@ def test_a_backend_that_fails_is_an_error_while_the_client_is_there(
         assert kind is (BrokenPipeError if how == b"pipe" else ConnectionResetError)
 
 
+@pytest.mark.alerts("request from ")
 def test_also_when_the_client_has_ended_its_side_and_waits(
     flavour: Flavour, address: Any, connect: Connect, log: Log
 ) -> None:
