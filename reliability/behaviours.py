@@ -187,10 +187,9 @@ def _of_a_server_that_can_be_asked(way: Way, over: Over) -> str | None:
 
 
 def _where_silence_shows(way: Way, over: Over) -> str | None:
-    """Nobody but the child sees what goes over its Unix socket: there the limit is of no use (docs/limits.md). In a
-    plain server that waits for one, those in the middle of their handshakes wait with it, until it is the same to all.
-    """
-    return None if (way.forks and over.unix) or (way.kind == "plain" and over.tls) else "idle_timeout"
+    """In a plain server that waits for one, those in the middle of their handshakes wait with it, until it is the same
+    to all."""
+    return None if way.kind == "plain" and over.tls else "idle_timeout"
 
 
 HONEST = Behaviour("honest", _is_honest, _always("done"))
