@@ -22,13 +22,14 @@ from portico.lifecycle import PeerLeft
 
 from . import draining
 from .certificates import Authority
-from .contract.flavours import short_folder
-from .every_way import EVERY, PATIENCE, Case, Peer, case_class, in_every_way, until_the_end
+from .contract.flavours import KINDS, short_folder
+from .every_way import EVERY, PATIENCE, TCP, Case, Peer, case_class, in_every_way, until_the_end
 from .green_worlds import exactly
 from .loops import in_a_thread
 from .secured import Certificates, OnPaper, certificates, clean_rest, descriptors, securely, wrapped
 from .waiting import until
 
+OVER_TCP6 = [Case(case.way, kind, case.streams) for case in TCP for kind in KINDS if kind.name == "tcp6"]
 HERE = [case for case in EVERY if not case.way.own_process]
 """Forked children have the sockets of threads; what takes its time is not done by them again."""
 LIMIT = 0.25
@@ -59,7 +60,7 @@ async def until_the_peer_says_no_more(peer: Peer) -> None:
 # -- what goes over them
 
 
-@in_every_way(EVERY)
+@in_every_way([*EVERY, *OVER_TCP6])
 def test_all_comes_back_as_it_was_sent(case: Case) -> None:
     """T13: a MiB in random pieces."""
     chance = random.Random(str(case))
