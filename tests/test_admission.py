@@ -513,6 +513,7 @@ def test_a_budget_goes_by_what_is_scarcer() -> None:
     assert budget(1024, 8 * GIGABYTE, each=10_000, reserve=24) == (1000, "descriptors")
     assert budget(1_000_000, GIGABYTE, each=1 << 20) == (512, "memory")
     assert budget(-1, GIGABYTE, each=1 << 20) == (512, "memory")
+    assert budget(1024, 8 * GIGABYTE, each=10_000, reserve=24, held=2) == (500, "descriptors")
 
 
 @given(st.integers(-1, 1 << 63), st.integers(0, 1 << 50), st.integers(1, 1 << 30))

@@ -64,7 +64,7 @@ FLOORS = (
     {"_addresses", "_unix_files", "_activation", "_holders", "_loop"},
     {"lifecycle", "_system"},
     {"events"},
-    {"settings"},
+    {"_own", "settings"},
     {"limits"},
     {"datagram_settings", "opening_settings"},
     {"_setting"},

@@ -16,7 +16,9 @@ from portico.opening_settings import OPENING_SETTINGS
 
 from .crowds import EVERY_WAY, scene, server_class
 from .loops import LOOPBACK
+from .test_connection_events import no_thread_can_start
 from .test_settings import BAD
+from .waiting import until
 
 NAMES = [setting.name for setting in (*limits.LIMITS, *OPENING_SETTINGS)]
 NAN, INF = float("nan"), float("inf")
@@ -233,6 +235,34 @@ def test_a_limit_of_another_way_to_run_cannot_be_set() -> None:
             server.configure(max_threads=5)
         with pytest.raises(portico.UnknownSettingError, match="max_threads"):
             portico.TCPServer(LOOPBACK, lambda *_: None, max_threads=5)
+
+
+def test_a_change_that_cannot_be_made_leaves_all_as_it_was() -> None:
+    """Time limits need a thread, if somebody is there."""
+    Upper = type("Upper", (portico.StreamRequestHandler,), {"handle": lambda self: self.rfile.readline()})
+    with (
+        made()(LOOPBACK, Upper, alarm_cooldown=7).background() as server,
+        socket.create_connection(server.server_address, 10) as client,
+    ):
+        assert until(server.connections)
+        with no_thread_can_start(), pytest.raises(RuntimeError, match="start new thread"):
+            server.configure(alarm_cooldown=8, max_connections=3, idle_timeout=0.05)
+        assert (server.alarm_cooldown, server.max_connections, server.idle_timeout) == (7, None, None)
+        assert "max_connections" not in vars(server)
+        server.configure(idle_timeout=0.05)
+        assert client.recv(1) == b""
+        assert until(lambda: server.stats().timed_out["idle_timeout"] == 1)
+
+
+@pytest.mark.parametrize("way", ["forks"])
+def test_the_number_of_children_can_be_changed_and_who_waits_comes_in_at_once(way: str) -> None:
+    with scene(way, max_children=1) as s:
+        s.crowd.come(3)
+        s.crowd.inside(1)
+        s.server.configure(max_children=2)
+        s.crowd.inside(2)
+        s.server.configure(max_children=3)
+        s.crowd.inside(3)
 
 
 @EVERY_WAY

@@ -290,6 +290,30 @@ def test_a_callable_that_raises_is_told_of_and_the_connection_closed(way: str) -
         assert isinstance(s.told(HookFailed)[0].error, LookupError)
 
 
+async def _nobody_awaits(*_: Any) -> bytes:
+    return b"no"
+
+
+@EVERY_WAY
+@pytest.mark.parametrize(
+    ("answered", "error"),
+    [(lambda *_: "busy", TypeError), (_nobody_awaits, TypeError), (lambda *_: sys.exit(), SystemExit)],
+    ids=["text", "a coroutine", "exits"],
+)
+def test_what_a_callable_must_not_do_is_told_of_and_ends_nothing(
+    answered: Any, error: type[BaseException], way: str
+) -> None:
+    with scene(way, max_connections=1, overload=answered) as s:
+        s.crowd.come(1)
+        s.crowd.inside(1)
+        s.crowd.come(1)
+        s.crowd.turned_away(1)
+        assert [type(event.error) for event in s.told(HookFailed)] == [error]
+        s.server.configure(overload=lambda *_: bytearray(b"busy"))
+        s.crowd.come(1)
+        s.crowd.turned_away(1, b"busy")
+
+
 @EVERY_WAY
 def test_the_policy_changes_while_the_server_runs(way: str) -> None:
     with scene(way, max_connections=1) as s:

@@ -138,6 +138,7 @@ PARSED: list[tuple[str, str, Any]] = [
 ]
 CONTRADICTIONS: list[tuple[dict[str, Any], str]] = [
     ({"idle_timeout": 60, "connection_timeout": 30}, r"idle_timeout \(60 s\) .* connection_timeout \(30 s\)"),
+    ({"accept_pause": 2, "accept_pause_max": 1}, r"accept_pause \(2 s\) .* accept_pause_max \(1 s\)"),
     ({"drain_spread": 20, "drain_timeout": 10}, r"drain_spread \(20 s\) .* drain_timeout \(10 s\)"),
     ({"max_connections": 5, "max_connections_per_client": 6}, r"max_connections_per_client \(6\) .* \(5\)"),
     ({"connection_burst": 5}, r"connection_burst \(5\) needs a connection_rate"),
@@ -148,6 +149,12 @@ CONTRADICTIONS: list[tuple[dict[str, Any], str]] = [
     ({"proxy_trusted": "10.0.0.0/8"}, 'proxy_trusted needs a proxy_protocol of "required" or "optional"'),
     ({"starttls": True}, "starttls needs tls"),
 ]
+
+
+KINDS: list[Any] = [
+    portico.TCPServer, portico.UDPServer, portico.ForkingTCPServer, portico.ThreadingTCPServer, portico.GreenTCPServer,
+]  # fmt: skip
+AS_EVER = ("allow_reuse_address", "allow_reuse_port", "daemon_threads", "block_on_close")
 
 
 def server(made: Callable[..., Any], **values: Any) -> Any:
@@ -168,13 +175,40 @@ def test_every_setting_is_declared_with_all_that_a_reader_needs(name: str) -> No
 
 @pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in BAD.items() for value in values])
 def test_a_wrong_value_is_refused_by_name_and_nothing_stays_open(name: str, value: Any) -> None:
-    made = next(
-        m for m in (portico.TCPServer, portico.UDPServer, portico.ForkingTCPServer, portico.ThreadingTCPServer,
-                    portico.GreenTCPServer)
-        if hasattr(m, name)
-    )  # fmt: skip
+    made = next(made for made in KINDS if hasattr(made, name))
     with pytest.raises(portico.SettingError, match=rf"{name} must be .*, not {re.escape(repr(value))}"):
         server(made, **{name: value})
+
+
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in BAD.items() for value in values])
+def test_so_it_is_as_an_attribute_of_a_class(name: str, value: Any) -> None:
+    if name in AS_EVER:
+        pytest.skip("any value is true or false there, as in socketserver")
+    owner = next(made for made in KINDS if hasattr(made, name))
+    with pytest.raises(portico.SettingError, match=rf"{name} must be .*, not {re.escape(repr(value))}"):
+        server(type("Mine", (owner,), {name: value}))
+
+
+@pytest.mark.parametrize("value", [10**12, 1e300, 10**400], ids=["a billion", "a float", "too long"])
+@pytest.mark.parametrize("name", [name for name, made in settings.ALL.items() if type(made.default) in (int, float)])
+def test_numbers_that_no_clock_and_no_kernel_can_count_to_are_refused(name: str, value: Any) -> None:
+    owner = next(made for made in KINDS if hasattr(made, name))
+    with pytest.raises(portico.SettingError, match=f"^{name} must be "):
+        server(owner, **{name: value})
+
+
+@pytest.mark.parametrize("name", ["broadcast", "sessions", "ttl", "tos", "multicast_groups", "max_threads"])
+def test_a_programs_own_attribute_is_no_setting_of_other_servers(name: str) -> None:
+    """A chat server has a broadcast(), and sessions."""
+
+    class Mine(portico.TCPServer):
+        pass
+
+    for own in (lambda *_: None, {}, "mine"):
+        setattr(Mine, name, own)
+        with Mine(LOOPBACK, portico.BaseRequestHandler) as mine:
+            mine.configure(max_connections=5)
+            assert vars(Mine)[name] is own
 
 
 @pytest.mark.parametrize(("values", "said"), CONTRADICTIONS)
@@ -217,7 +251,7 @@ def test_keyword_arguments_set_the_instance_and_no_other() -> None:
         assert (second.request_queue_size, second.daemon_threads) == (1024, False)
 
 
-def test_attributes_are_taken_as_they_are() -> None:
+def test_attributes_that_are_right_are_taken_as_they_are() -> None:
     class Mine(portico.TCPServer):
         allow_reuse_address = 1  # type: ignore[assignment]
         accept_batch = 3

@@ -78,10 +78,10 @@ class BaseServer(Serving, Generic[RequestT]):
         self, server_address: Any, RequestHandlerClass: Callable[[Any, Any, Self], Any], **values: Any
     ) -> None:
         settings.apply(self, values)
-        self._portico_check_handler(RequestHandlerClass)
         if self.stdlib_compat:
             vars(self).update(settings.compat_values(self))
-        limits.check(self)
+        settings.check(self)
+        self._portico_check_handler(RequestHandlerClass)
         self._portico_ready_keyring()  # what is wrong with certificates is said here, too
         self.server_address = server_address
         self.RequestHandlerClass = RequestHandlerClass

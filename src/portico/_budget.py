@@ -17,23 +17,35 @@ if TYPE_CHECKING:
 
     from ._system import System
 
-__all__ = ["defaults", "told"]
+__all__ = ["BELOW", "defaults", "told"]
 
 # Bytes that a connection takes, with the kernel's buffers and some of its handler's, by the way it is run.
 _EACH: Final = {"ThreadingMixIn": 256 << 10, "ForkingMixIn": 4 << 20}
 _EACH_ON_A_LOOP: Final = 64 << 10
+# Descriptors: a forking server has a copy of each connection, and one that tells of its child's end.
+_DESCRIPTORS: Final = {"ForkingMixIn": 2}
+# What must not be above `max_connections`.
+BELOW: Final = ("max_connections_per_client", "connections_alarm")
 _IDLE_TIMEOUT: Final = 60.0
 _SEND_TIMEOUT: Final = 30.0
 _ALWAYS: Final = ("drain_timeout", "handshake_timeout")
 
 
 def defaults(server_class: type, servers: int, system: System, given: Mapping[str, Any]) -> dict[str, Any]:
-    """The limits of one of so many stream servers of this process, where those that are `given` say nothing."""
-    each = max(_EACH.get(base.__name__, _EACH_ON_A_LOOP) for base in server_class.__mro__)
-    number, _ = budget(system.most_descriptors(), system.free_memory(), each=each)
+    """The limits of one of so many stream servers of this process, where those that are `given` say nothing.
+
+    A given one that there is no room for is lowered to what there is.
+    """
+    names = [base.__name__ for base in server_class.__mro__]
+    each = max(_EACH.get(name, _EACH_ON_A_LOOP) for name in names)
+    held = max(_DESCRIPTORS.get(name, 1) for name in names)
+    number, _ = budget(system.most_descriptors(), system.free_memory(), each=each, held=held)
     most = given.get("connection_timeout")
     idle = _IDLE_TIMEOUT if most is None else min(_IDLE_TIMEOUT, most)
-    found = {"max_connections": max(1, number // servers), "idle_timeout": idle, "send_timeout": _SEND_TIMEOUT}
+    room = max(1, number // servers)
+    found: dict[str, Any] = {"max_connections": room, "idle_timeout": idle, "send_timeout": _SEND_TIMEOUT}
+    if "max_connections" not in given:
+        found |= {name: min(room, given[name]) for name in BELOW if given.get(name) is not None}
     if _opens(given):
         most_at_once = min(_rooms(server_class, found, given))
         found["max_handshakes"] = max(1, most_at_once // 2)  # so that those who do say something have the rest

@@ -262,17 +262,15 @@ class Entry:
 
     def say_last_word(self, server: Any, request: Any, client_address: Any, reason: str) -> None:
         """What `overload` has to say to somebody who is refused."""
-        answer = server.overload
         try:
-            if callable(answer):
-                answer = answer(client_address, reason)
+            answer = _answer(server.overload, client_address, reason)
             # Who expects TLS would take plain text for a broken handshake.
-            if isinstance(answer, bytes) and (server._portico_keyring is None or server.starttls):
+            if answer and (server._portico_keyring is None or server.starttls):
                 request = (None, server.socket) if server._portico_has_sessions else request
                 _last_word(request, client_address, answer)
         except OSError:  # it has left, or has said nothing
             pass
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # which ends no more than this, as in a handler
             logs.emit(server, HookFailed("overload", error))
 
     def count_refusal(self, reason: str, counts: dict[str, int] | None = None) -> None:
@@ -309,6 +307,19 @@ def _client(request: Any, client_address: Any) -> Any:
         return "uid", _sockets.peer_credentials(request).uid
     except Exception:  # closed already, a datagram, a system without credentials
         return "uid", None
+
+
+def _answer(overload: Any, client_address: Any, reason: str) -> bytes | None:
+    """What is to be said, whoever says so."""
+    if not callable(overload):
+        return overload if isinstance(overload, bytes) else None  # else it is a word that says what to do
+    answer = overload(client_address, reason)
+    if answer is None or isinstance(answer, (bytes, bytearray, memoryview)):
+        return None if answer is None else bytes(answer)
+    close = getattr(answer, "close", None)
+    if close is not None:  # a coroutine, which nobody will await
+        close()
+    raise TypeError(f"overload() returned {type(answer).__name__}: it must return bytes or None")
 
 
 def write(server: Any, write: Callable[..., None], *what: Any) -> None:

@@ -7,8 +7,8 @@ does not count (Unix sockets) it knows while they run.
 from __future__ import annotations
 
 from ._forked_openings import ForkedOpenings
-from ._managed import Own
 from ._meters import Tally
+from ._own import Own
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ForkedFigures"]
 
-_FIELDS: Final = 5
+_FIELDS: Final = 6
 # Children for whom there is room in one piece of memory.
 _ROOM: Final = 100
 
@@ -51,7 +51,7 @@ class SharedTally(Tally):
     def __init__(self, now: float, place: Any) -> None:
         self.place = place
         super().__init__(now)
-        self.place[4] = 0
+        self.place[4] = self.place[5] = 0
 
     def tell(self, received: int, sent: int) -> None:
         """The child's last word."""
@@ -60,6 +60,15 @@ class SharedTally(Tally):
     @property
     def told(self) -> bool:
         return bool(self.place[4])
+
+    @property
+    def blind(self) -> bool:
+        """Whether the child's handler has put something in its socket's place that does not count."""
+        return bool(self.place[5])
+
+    @blind.setter
+    def blind(self, value: bool) -> None:
+        self.place[5] = value
 
     @property
     def received(self) -> int:
@@ -111,7 +120,7 @@ class ForkedFigures(ForkedOpenings):
 
     def _portico_leave_figures(self, connection: Connection) -> None:
         """The last thing that a child tells."""
-        if connection.tally is None and connection.shared is not None:
+        if connection.tally is None and connection.shared is not None and not connection.shared.blind:
             connection.settle()
             connection.shared.tell(*connection.totals())
 
@@ -119,7 +128,9 @@ class ForkedFigures(ForkedOpenings):
         """Its child has ended, and has told."""
         shared = connection.shared
         if shared is not None:
-            if shared.told or connection.tally is shared:
+            if shared.blind:
+                connection.goes_unseen()
+            elif shared.told or connection.tally is shared:
                 connection.known_at_last(shared.traffic(connection.kept))
             connection.tally = connection.shared = None
             self._portico_figures.free(shared)

@@ -11,6 +11,7 @@ import socket as _socket
 import sys
 
 from . import limits, settings
+from ._own import Own
 from ._system import System
 from .errors import SettingError
 from .lifecycle import EndReason, State, Verb
@@ -25,31 +26,13 @@ if TYPE_CHECKING:
     from ._drain import Drain
     from .reports import DrainReport, Stats
 
-__all__ = ["Managed", "Own"]
+__all__ = ["Managed"]
 
 _FOR_EVER = float("inf")
 _MANY = 1 << 30
 _RESET = (1).to_bytes(4, sys.byteorder) + bytes(4)  # SO_LINGER on, for no time: close() frees what waits to be sent
 _AS_SET: Any = object()
 _ENDING = (State.DRAINING, State.CLOSING, State.CLOSED)
-
-
-class Own:
-    """What each server has of its own, made when it is first asked for; from then on it stands in the instance.
-
-    A mix-in has no constructor to make it in.
-    """
-
-    def __init__(self, make: Callable[[], Any]) -> None:
-        self._make = make
-        self._name = ""
-
-    def __set_name__(self, owner: type, name: str) -> None:
-        self._name = name
-
-    def __get__(self, server: Any, owner: type) -> Any:
-        # By setdefault, so that of two threads that come here at once both get the same.
-        return self if server is None else vars(server).setdefault(self._name, self._make())
 
 
 def _make_connections() -> Connections:
@@ -152,11 +135,19 @@ class Managed:
                 known = ", ".join(name for name in limits.LIVE if hasattr(type(self), name))
                 raise SettingError(f"{name!r} cannot be changed while a server runs; these can: {known}")
             settings.ALL[name].check(value)
-        limits.check(limits.Changed(self, values))
+        own = vars(self)
         with self._portico_lifecycle.lock:
-            for name, value in values.items():
-                setattr(self, name, value)
-            self._portico_prepare()
+            settings.check(settings.Changed(self, values))
+            before = {name: own[name] for name in values if name in own}
+            own.update(values)
+            try:
+                self._portico_prepare()
+            except BaseException:  # such as that no thread can be started: all as it was
+                for name in values.keys() - before.keys():
+                    del own[name]
+                own.update(before)
+                self._portico_prepare()
+                raise
         self._portico_wake()
 
     def suspend(self) -> None:

@@ -289,7 +289,7 @@ class Serving(Openable):
 
     def _portico_prepare(self) -> None:
         """Read the limits, perhaps set since the constructor ran, and note whom to ask before a request is run."""
-        limits.check(self)
+        settings.check(self)
         self._portico_says_goodbye = getattr(getattr(self, "RequestHandlerClass", None), "goodbye", None) is not None
         self._portico_prepare_openings()
         self._portico_refresh()

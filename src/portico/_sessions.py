@@ -79,7 +79,7 @@ class SessionReception(Reception):
             else:
                 session.shutdown(SHUT_RD)
         if partings:
-            from ._drain import Farewell  # only where there is one to be said
+            from ._goodbyes import Farewell  # only where there is one to be said
 
             Farewell(server, partings)
 

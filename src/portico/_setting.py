@@ -56,6 +56,9 @@ SAME: Final = object()
 
 
 _LONG: Final = 100
+# The most that a setting may be: seconds that threads and loops can still wait for, and counts that C can hold.
+_SECONDS: Final = 10**9
+_COUNT: Final = 2**31 - 1
 
 
 class Kind(Generic[SettingT]):
@@ -110,13 +113,11 @@ def _shown(value: Any) -> str:
 
 
 def _number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < float("inf")
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= _SECONDS
 
 
-def _whole(low: int, high: int | None = None) -> Callable[[Any], bool]:
-    return lambda value: (
-        isinstance(value, int) and not isinstance(value, bool) and value >= low and (high is None or value <= high)
-    )
+def _whole(low: int, high: int = _COUNT) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
 
 
 def _maybe(parse: Callable[[str], Any]) -> Callable[[str], Any]:
@@ -192,12 +193,12 @@ FLAG: Final = Kind("true or false", lambda value: value in (True, False), _flag)
 SYSTEM_FLAG: Final = Kind(
     "true, false, or none for the system's own default", lambda value: value in (True, False, None), _maybe(_flag)
 )
-COUNT: Final = Kind("a whole number from 1 up", _whole(1), int)
-BACKLOG: Final = Kind("a whole number from 0 up", _whole(0), int)
+COUNT: Final = Kind("a whole number from 1 to 2147483647", _whole(1), int)
+BACKLOG: Final = Kind("a whole number from 0 to 2147483647", _whole(0), int)
 BYTES: Final = Kind("a whole number of bytes from 1 to 16777216 (16 MiB)", _whole(1, 1 << 24), int)
-PAUSE: Final = Kind("a number of seconds above 0", lambda value: _number(value) and value > 0, float)
+PAUSE: Final = Kind("a number of seconds above 0, up to 1e9", lambda value: _number(value) and value > 0, float)
 WAIT: Final = Kind(
-    "a number of seconds from 0 up, or none",
+    "a number of seconds from 0 to 1e9, or none",
     lambda value: value is None or (_number(value) and value >= 0),
     _maybe(float),
 )
@@ -219,12 +220,12 @@ EVENT_LOOP_KIND: Final = Kind(
 # Kinds of limits. None is no limit.
 
 MAYBE_COUNT: Final = Kind(
-    "a whole number from 1 up, or none", lambda value: value is None or _whole(1)(value), _maybe(int)
+    "a whole number from 1 to 2147483647, or none", lambda value: value is None or _whole(1)(value), _maybe(int)
 )
 MAYBE_PAUSE: Final = Kind(
-    "a number above 0, or none", lambda value: value is None or (_number(value) and value > 0), _maybe(float)
+    "a number above 0, up to 1e9, or none", lambda value: value is None or (_number(value) and value > 0), _maybe(float)
 )
-DURATION: Final = Kind("a number of seconds from 0 up", lambda value: _number(value) and value >= 0, float)
+DURATION: Final = Kind("a number of seconds from 0 to 1e9", lambda value: _number(value) and value >= 0, float)
 FRACTION: Final = Kind("a number from 0 to 1", lambda value: _number(value) and 0 <= value <= 1, float)
 PREFIX4: Final = Kind("a whole number from 1 to 32", _whole(1, 32), int)
 PREFIX6: Final = Kind("a whole number from 1 to 128", _whole(1, 128), int)
@@ -239,8 +240,8 @@ OVERLOAD_KIND: Final = Kind(
     lambda text: text if text in ("wait", "close") else text.encode().decode("unicode_escape").encode("latin-1"),
 )
 KEEPALIVE_KIND: Final = Kind(
-    "a number of seconds above 0, or three numbers: seconds of silence, seconds between probes and how many of them, "
-    "such as (10, 5, 3); or none",
+    "a number of seconds above 0, up to 1e9, or three numbers: seconds of silence, seconds between probes and how many "
+    "of them, such as (10, 5, 3); or none",
     lambda value: value is None or (_number(value) and value > 0) or _is_keepalive(value),
     _maybe(lambda text: tuple(map(_digits, text.split(","))) if "," in text else float(text)),
 )

@@ -59,6 +59,8 @@ class Timekeeper:
         self.limits = limits
         with self._lock:
             self._heap.clear()
+        if (limits.age, limits.idle, limits.rate, limits.send) == (None,) * 4:
+            return
         for connection in connections:
             connection.marks = connection.marks or Marks(monotonic() - connection.age, random())
             self._push(0.0, connection)
@@ -114,8 +116,9 @@ class TimerThread:
                 return
             self._look_again = True
             if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="portico time limits", daemon=True)
-                self._thread.start()
+                thread = threading.Thread(target=self._run, name="portico time limits", daemon=True)
+                thread.start()
+                self._thread = thread  # not before: there may be none to be had
             self._changed.notify()
 
     def _run(self) -> None:

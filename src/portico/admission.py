@@ -382,15 +382,15 @@ def check(server: Any) -> None:
         raise SettingError(f"deny ({server.deny!r}) covers all of allow ({server.allow!r}): nobody could enter")
 
 
-def budget(descriptors: int, memory: int, *, each: int, reserve: int | None = None) -> tuple[int, str]:
+def budget(descriptors: int, memory: int, *, each: int, held: int = 1, reserve: int | None = None) -> tuple[int, str]:
     """How many connections fit, at least 1, and what bounds them: "descriptors" or "memory".
 
     `descriptors` is the soft limit (negative: none), of which `reserve` stay for listeners, logs and libraries (None:
-    one in twenty, at least 32). `memory` is what is available, half of which may be used, and `each` what one
-    connection takes, both in bytes.
+    one in twenty, at least 32), and `held` what one connection takes. `memory` is what is available, half of which may
+    be used, and `each` what one takes, both in bytes.
     """
     if reserve is None:
         reserve = max(32, descriptors // 20)
-    by_descriptors = descriptors - reserve if descriptors >= 0 else float("inf")
+    by_descriptors = (descriptors - reserve) // held if descriptors >= 0 else float("inf")
     number, bound = min((by_descriptors, "descriptors"), (memory // 2 // each, "memory"))
     return max(1, int(number)), bound

@@ -166,8 +166,10 @@ def _show_access_log() -> None:
 
 def _safe(number: int, server_class: Any, given: dict[str, Any]) -> dict[str, Any]:
     """The limits of each of so many servers, where none are set: its share of this process's descriptors and memory."""
-    streams = server_class.socket_type == socket.SOCK_STREAM
-    return _budget.defaults(server_class, number, System(), given) if streams else {}
+    if server_class.socket_type != socket.SOCK_STREAM:
+        return {}
+    found = _budget.defaults(server_class, number, System(), given)
+    return {name: value for name, value in found.items() if name not in given or name in _budget.BELOW}
 
 
 def _handler(name: str) -> Any:
@@ -207,7 +209,7 @@ def _server(
     given = _fitting(server_class, values)
     try:
         server: BaseServer[Any] = server_class(
-            handed_down or endpoint.address, handler, **{**safe(server_class, given), **given}
+            handed_down or endpoint.address, handler, **{**given, **safe(server_class, given)}
         )
     except OSError as error:
         raise CommandError(error.strerror or str(error)) from None

@@ -25,17 +25,15 @@ from ._setting import (
     WAIT,
     Setting,
 )
-from .datagram_settings import DATAGRAM_SETTINGS
-from .errors import SettingError
-from .opening_settings import OPENING_LIVE, OPENING_SETTINGS, check_opening
+from .opening_settings import OPENING_LIVE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Final
+    from typing import Final
 
     from ._setting import Keepalive
 
-__all__ = ["LIMITS", "LIVE", "Changed", "check"]
+__all__ = ["LIMITS", "LIVE"]
 
 # Who may enter. `portico serve` sets some of them.
 
@@ -288,46 +286,7 @@ ACCESS_LOG: Final = Setting[str | None](
 LIMITS: Final = tuple(value for value in list(globals().values()) if isinstance(value, Setting))
 _AT_THE_START: Final = ("accept_batch", "keepalive", "tcp_user_timeout", "reuse_threads")
 LIVE: Final = (
-    *(setting.name for setting in LIMITS if setting.name not in _AT_THE_START), "max_datagrams", *OPENING_LIVE
+    *(setting.name for setting in LIMITS if setting.name not in _AT_THE_START),
+    "max_datagrams", "max_children", *OPENING_LIVE,
 )  # fmt: skip
 """What is read again while a server runs."""
-
-
-class Changed:
-    """A server as it would be with other values, to be checked."""
-
-    def __init__(self, server: object, values: dict[str, Any]) -> None:
-        vars(self).update(values)
-        self._server = server
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._server, name)
-
-
-def check(server: object) -> None:
-    """Raise `SettingError` for a limit, wherever it was set, that is not allowed, or that another one contradicts."""
-    changed = set()
-    for setting in (*LIMITS, *DATAGRAM_SETTINGS, *OPENING_SETTINGS):
-        value = getattr(server, setting.name, setting.default)
-        if value is not setting.default:  # `32.0` and `False` are equal to defaults, and wrong all the same
-            setting.check(value)
-        if value != setting.default and not (value is False and setting.default is None):
-            changed.add(setting.name)
-    if not changed:
-        return
-    from . import admission
-
-    admission.check(server)
-    _check_order(server, "idle_timeout", "connection_timeout")
-    _check_order(server, "drain_spread", "drain_timeout")
-    wrong = check_opening(server, changed)
-    if wrong is not None:
-        raise SettingError(wrong)
-    if "requests_per_thread" in changed and not getattr(server, "reuse_threads", False):
-        raise SettingError("requests_per_thread needs reuse_threads: else each thread serves one request anyway")
-
-
-def _check_order(server: object, less: str, more: str) -> None:
-    small, great = getattr(server, less, None), getattr(server, more, None)
-    if small is not None and great is not None and small > great:
-        raise SettingError(f"{less} ({small:g} s) must not be longer than {more} ({great:g} s)")

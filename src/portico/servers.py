@@ -13,7 +13,7 @@ from . import _handler_kinds, _sockets, datagram_settings
 from ._addresses import AF_UNIX, unmapped
 from ._base import BaseServer
 from ._generics import Datagram
-from ._managed import Own
+from ._own import Own
 from .errors import SettingError
 
 TYPE_CHECKING = False

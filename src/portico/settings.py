@@ -4,8 +4,8 @@ A declaration serves as a class variable (`request_queue_size: int = REQUEST_QUE
 argument of the constructors, as `--set NAME=VALUE` of `portico serve`, and as a row of docs/settings.md. What a
 setting does is said by the code that reads it, not here.
 
-Attributes set on a class or an instance are taken as they are, as in `socketserver`; keyword arguments and the command
-line are checked.
+Keyword arguments and the command line are checked one by one, attributes set on a class or an instance when the server
+is made and when it begins to serve. A program's own attribute of another meaning must not be called like one of these.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ from ._setting import (
     Setting,
 )
 from .datagram_settings import DATAGRAM_SETTINGS
-from .errors import UnknownSettingError
-from .opening_settings import OPENING_SETTINGS
+from .errors import SettingError, UnknownSettingError
+from .opening_settings import OPENING_SETTINGS, check_opening
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Any, Final
 
-__all__ = ["ALL", "Kind", "Setting", "apply", "compat_values", "of"]
+__all__ = ["ALL", "Changed", "Kind", "Setting", "apply", "check", "compat_values", "of"]
 
 
 # What every server has.
@@ -169,6 +169,63 @@ ALL: Final[dict[str, Setting[Any]]] = {
         *limits.LIMITS,
     )
 }
+
+
+_AS_EVER: Final = ("allow_reuse_address", "allow_reuse_port", "daemon_threads", "block_on_close")
+"""Any value is true or false as attributes of these names, as in `socketserver`."""
+
+
+class Changed:
+    """A server as it would be with other values, to be checked."""
+
+    def __init__(self, server: object, values: dict[str, Any]) -> None:
+        vars(self).update(values)
+        self._server = server
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._server, name)
+
+
+def check(server: object) -> None:
+    """Raise `SettingError` for a setting, wherever it was set, that is not allowed, or that another one contradicts.
+
+    A program's own attribute that is called like a setting of other servers (`broadcast` on one of streams) is none.
+    """
+    changed = set()
+    made_of = type(server._server if isinstance(server, Changed) else server)
+    for name, setting in ALL.items():
+        value = getattr(server, name, setting.default)
+        if value is setting.default or name in _AS_EVER:  # `32.0` and `False` are equal to defaults, and wrong
+            continue
+        if not _has(made_of, name):
+            continue
+        setting.check(value)
+        if value != setting.default and not (value is False and setting.default is None):
+            changed.add(name)
+    if not changed:
+        return
+    from . import admission
+
+    admission.check(server)
+    _check_order(server, "idle_timeout", "connection_timeout")
+    _check_order(server, "drain_spread", "drain_timeout")
+    _check_order(server, "accept_pause", "accept_pause_max")
+    wrong = check_opening(server, changed)
+    if wrong is not None:
+        raise SettingError(wrong)
+    if "requests_per_thread" in changed and not getattr(server, "reuse_threads", False):
+        raise SettingError("requests_per_thread needs reuse_threads: else each thread serves one request anyway")
+
+
+def _has(server_class: type, name: str) -> bool:
+    """Whether one of Portico's own classes declares this setting for those servers."""
+    return any(name in vars(base) and base.__module__.partition(".")[0] == __package__ for base in server_class.__mro__)
+
+
+def _check_order(server: object, less: str, more: str) -> None:
+    small, great = getattr(server, less, None), getattr(server, more, None)
+    if small is not None and great is not None and small > great:
+        raise SettingError(f"{less} ({small:g} s) must not be longer than {more} ({great:g} s)")
 
 
 def of(server_class: type) -> Iterator[Setting[Any]]:

@@ -9,8 +9,8 @@ from contextlib import suppress
 from functools import partial
 
 from . import limits, logs, settings
-from ._managed import Own
 from ._openable import NOT_OPENED
+from ._own import Own
 from ._requests import end_request, note_failure, request_context, request_failed
 from ._serving import Serving
 from .errors import Overloaded
