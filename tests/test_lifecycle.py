@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import threading
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import portico.lifecycle as rules
 from portico.lifecycle import Lifecycle, State, Verb, transition
 
 ENDING = {State.DRAINING, State.CLOSING, State.CLOSED}
@@ -15,11 +17,11 @@ ENDING = {State.DRAINING, State.CLOSING, State.CLOSED}
 # Every pair. "." is what cannot be, "=" what changes nothing.
 TABLE = """
              start     get ready  be suspended  resume   end      drain     close    finish
-new          starting  .          .             .        =        draining  closing  .
-starting     .         serving    .             .        stopped  draining  closing  .
+new          starting  .          =             =        =        draining  closing  .
+starting     .         serving    =             =        stopped  draining  closing  .
 serving      .         .          suspended     =        stopped  draining  closing  .
 suspended    .         .          =             serving  stopped  draining  closing  .
-stopped      starting  .          .             .        =        draining  closing  .
+stopped      starting  .          =             =        =        draining  closing  .
 draining     .         =          .             .        =        =         closing  .
 closing      .         =          .             .        =        =         =        closed
 closed       starting  =          .             .        =        =         =        =
@@ -59,6 +61,11 @@ def test_what_cannot_be_is_refused_in_words() -> None:
 def test_serving_twice_at_once_is_refused_in_words() -> None:
     with pytest.raises(RuntimeError, match="a serving server cannot start: its loop runs in another call"):
         transition(State.SERVING, Verb.START)
+
+
+def test_what_has_ended_is_not_said_to_run() -> None:
+    with pytest.raises(RuntimeError, match=r"^a draining server cannot start$"):
+        transition(State.DRAINING, Verb.START)
 
 
 def test_a_server_can_be_started_again_and_again() -> None:
@@ -105,7 +112,7 @@ def test_drawn_steps_lead_where_the_rules_lead_and_are_told_one_by_one(verbs: li
             assert before in (State.STARTING, State.SERVING, State.SUSPENDED)
 
 
-STEPS = ("clear", "end", "set", *Verb)
+STEPS = ("clear", "set", *Verb)
 
 
 @given(st.lists(st.sampled_from(STEPS), max_size=40))
@@ -121,7 +128,7 @@ def test_drawn_lives_keep_what_shutdown_relies_on(steps: list[str | Verb]) -> No
                 getattr(lifecycle, step)()
                 running = step == "clear"
         except RuntimeError:
-            assert step not in ("end", "set")  # a loop may always end
+            assert step != "set"  # a loop may always end
         assert lifecycle.running == running
         assert lifecycle.runs_in_another_thread is False
         if running:
@@ -183,3 +190,88 @@ def test_setting_the_event_of_a_new_server_leaves_it_new() -> None:
     lifecycle = Lifecycle()
     lifecycle.set()
     assert lifecycle.state is State.NEW
+
+
+# -- the telling
+
+
+def test_steps_are_told_in_their_order_whoever_takes_them() -> None:
+    """A second thread's step is told after the first one's, though that one's telling goes on; and nobody waits."""
+    told: list[State] = []
+
+    def tell(_: State, after: State) -> None:
+        if after is State.STARTING:
+            other = threading.Thread(target=lifecycle.move, args=(Verb.DRAIN,))
+            other.start()
+            other.join(10)
+            assert not other.is_alive()
+            assert lifecycle.state is State.DRAINING
+        told.append(after)
+
+    lifecycle = Lifecycle(tell)
+    lifecycle.clear()
+    assert told == [State.STARTING, State.DRAINING]
+
+
+def test_a_step_taken_by_whoever_is_told_of_one_is_told_next() -> None:
+    told: list[tuple[State, State]] = []
+
+    def tell(before: State, after: State) -> None:
+        if after is State.SERVING and State.SUSPENDED not in (before, *(step[1] for step in told)):
+            lifecycle.move(Verb.SUSPEND)
+            lifecycle.move(Verb.RESUME)
+        told.append((before, after))
+
+    lifecycle = Lifecycle(tell)
+    lifecycle.clear()
+    lives = [State.NEW, State.STARTING, State.SERVING, State.SUSPENDED, State.SERVING]
+    assert told == list(pairwise(lives))
+
+
+def test_what_a_listener_raises_does_not_stop_the_telling() -> None:
+    told: list[State] = []
+
+    def tell(_: State, after: State) -> None:
+        told.append(after)
+        if after is State.STARTING:
+            lifecycle.move(Verb.DRAIN)
+            raise KeyboardInterrupt
+
+    lifecycle = Lifecycle(tell)
+    with pytest.raises(KeyboardInterrupt):
+        lifecycle.clear()
+    lifecycle.move(Verb.CLOSE)
+    assert told == [State.STARTING, State.DRAINING, State.CLOSING]
+
+
+def test_a_signal_handlers_step_in_the_middle_of_another_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[tuple[State, State]] = []
+    lifecycle = Lifecycle(lambda before, after: told.append((before, after)))
+    lifecycle.clear()
+    handlers = [lambda: lifecycle.move(Verb.DRAIN)]
+
+    def interrupted(state: State, verb: Verb) -> State:
+        found = transition(state, verb)
+        if handlers:
+            handlers.pop()()
+        return found
+
+    monkeypatch.setattr(rules, "transition", interrupted)
+    with pytest.raises(RuntimeError, match="a draining server cannot be suspended"):
+        lifecycle.move(Verb.SUSPEND)
+    assert lifecycle.state is State.DRAINING
+    assert told == list(pairwise([State.NEW, State.STARTING, State.SERVING, State.DRAINING]))
+
+
+def test_what_is_suspended_before_it_starts_is_suspended_when_it_is_ready() -> None:
+    told: list[State] = []
+    lifecycle = Lifecycle(lambda _, after: told.append(after))
+    for _ in range(2):
+        told.clear()
+        lifecycle.move(Verb.SUSPEND)
+        lifecycle.clear()
+        assert told == [State.STARTING, State.SERVING, State.SUSPENDED]
+        lifecycle.set()
+        lifecycle.clear()  # the next time nobody has asked for it
+        assert lifecycle.state is State.SERVING
+        lifecycle.set()

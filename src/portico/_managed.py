@@ -154,20 +154,20 @@ class Managed:
         """Accept nothing more until `resume`: clients wait in the backlog, connections stay. From any thread."""
         lifecycle = self._portico_lifecycle
         with lifecycle.lock:
-            change = lifecycle.step(Verb.SUSPEND)
+            lifecycle.step(Verb.SUSPEND)
             self._portico_suspended = True
             self._portico_refresh_hold(ruled=True)
-        lifecycle.tell(*change)
+        lifecycle.tell()
         self._portico_wake()
 
     def resume(self) -> None:
         """Accept again after `suspend`."""
         lifecycle = self._portico_lifecycle
         with lifecycle.lock:
-            change = lifecycle.step(Verb.RESUME)
+            lifecycle.step(Verb.RESUME)
             self._portico_suspended = False
             self._portico_refresh()
-        lifecycle.tell(*change)
+        lifecycle.tell()
         self._portico_wake()
 
     def is_draining(self) -> bool:
@@ -272,8 +272,8 @@ class Managed:
                 return self._portico_drain, False
             wait = self.drain_timeout if timeout is _AS_SET else timeout
             self._portico_drain = drain = Drain(self, wait, grace=grace)
-            change = lifecycle.step(Verb.DRAIN)
-        lifecycle.tell(*change)
+            lifecycle.step(Verb.DRAIN)
+        lifecycle.tell()
         return drain, True
 
     def _portico_end_requests(self, *, wait: bool) -> None:

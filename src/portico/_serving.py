@@ -17,7 +17,7 @@ from ._loop import Loop, selector_class
 from ._openable import Openable
 from ._requests import end_request, note_failure, request_failed
 from .errors import Overloaded
-from .lifecycle import LOOP_ENDED, EndReason, Lifecycle, State, StateChanged, StopFlag, Verb
+from .lifecycle import LOOP_ENDED, EndReason, Lifecycle, State, StateChanged, StopFlag
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -269,14 +269,16 @@ class Serving(Openable):
 
     def _portico_serving_begins(self, loop: Any) -> None:
         self._portico_check_handler(getattr(self, "RequestHandlerClass", None))
-        if not self._BaseServer__shutdown_request and self.fileno() < 0:
-            raise ValueError(f"cannot serve: the socket of this {type(self).__name__} is closed")
+        self._portico_check_socket()
         self._portico_prepare()
         self._portico_open_lobby(loop)
         lifecycle = self._portico_lifecycle
-        if lifecycle.state is State.CLOSED:  # and has another socket: what ended the first is over
-            self._portico_drain = None
-        lifecycle.clear()
+        with lifecycle.lock:
+            if lifecycle.state is State.CLOSED:  # and has another socket: what ended the first is over
+                self._portico_check_socket()  # or it has been closed a moment ago
+                self._portico_drain = None
+            lifecycle.begin()
+        lifecycle.get_ready()
         self._portico_loop = loop
         self._portico_wait_to_take(False)
         sock = getattr(self, "socket", None)
@@ -286,6 +288,10 @@ class Serving(Openable):
             sock.on_close, sock.on_detach = self._portico_stop, self._portico_look_often
         else:
             self._portico_ticks = True
+
+    def _portico_check_socket(self) -> None:
+        if not self._BaseServer__shutdown_request and self.fileno() < 0:
+            raise ValueError(f"cannot serve: the socket of this {type(self).__name__} is closed")
 
     def _portico_prepare(self) -> None:
         """Read the limits, perhaps set since the constructor ran, and note whom to ask before a request is run."""
@@ -321,11 +327,9 @@ class Serving(Openable):
             sock.on_close = sock.on_detach = None
         lifecycle = self._portico_lifecycle
         with lifecycle.lock:
-            lifecycle.running = False
-            change = lifecycle.step(Verb.END)
             self._BaseServer__shutdown_request = self._portico_suspended = False
-            lifecycle.set()
-        lifecycle.tell(*change)
+            lifecycle.let_go()
+        lifecycle.tell()
 
 
 def teller(server: Any) -> Callable[[State, State], None]:

@@ -2,7 +2,7 @@
 
 Pure rules: nothing here touches a socket, a clock or a log. `_serving` and `_drain` move the state.
 
-    NEW ─start─▶ STARTING ─ready─▶ SERVING ◀─suspend/resume─▶ SUSPENDED
+    NEW ─start─▶ STARTING ─ready─▶ SERVING ◀─suspend/resume─▶ SUSPENDED  (by way of SERVING if suspended beforehand)
                     ▲                 │ end                        │ end
                     └────start──── STOPPED ◀───────────────────────┘
     any of these ─drain─▶ DRAINING ─close─▶ CLOSING ─finish─▶ CLOSED ─start─▶ STARTING (with another socket)
@@ -11,6 +11,7 @@ Pure rules: nothing here touches a socket, a clock or a log. `_serving` and `_dr
 from __future__ import annotations
 
 import threading
+from collections import deque
 from enum import Enum
 
 from . import events
@@ -69,6 +70,8 @@ def _table() -> dict[tuple[State, Verb], State]:
         (s.STARTING, v.READY): s.SERVING,
         (s.SERVING, v.SUSPEND): s.SUSPENDED, (s.SUSPENDED, v.SUSPEND): s.SUSPENDED,
         (s.SUSPENDED, v.RESUME): s.SERVING, (s.SERVING, v.RESUME): s.SERVING,
+        # No loop runs that could be suspended, but the next one may be, and `handle_request`.
+        **{(state, verb): state for state in (s.NEW, s.STARTING, s.STOPPED) for verb in (v.SUSPEND, v.RESUME)},
         (s.CLOSING, v.FINISH): s.CLOSED, (s.CLOSED, v.FINISH): s.CLOSED,
     }  # fmt: skip
     over = {s.DRAINING, s.CLOSING, s.CLOSED}
@@ -92,7 +95,8 @@ def transition(state: State, verb: Verb) -> State:
     try:
         return _TRANSITIONS[state, verb]
     except KeyError:
-        why = ": its loop runs in another call" if verb is Verb.START else ""
+        runs = state in (State.STARTING, State.SERVING, State.SUSPENDED)
+        why = ": its loop runs in another call" if verb is Verb.START and runs else ""
         raise RuntimeError(f"a {state.value} server cannot {verb.value}{why}") from None
 
 
@@ -103,7 +107,9 @@ class Lifecycle(threading.Event):
     and `set()` it when it ends. So these two are verbs, and a copied loop moves the state as ours does.
 
     `lock` is held where the state and the wish to stop must change together. It is re-entrant because a signal handler
-    may ask for the end in the middle of any of it, in the same thread. `tell` is called with each change.
+    may ask for the end in the middle of any of it, in the same thread. `tell` is called with each change: once, and in
+    their order, whoever makes them. That is not under the lock, since whoever is told may wait for another thread, or
+    ask for the next change himself.
     """
 
     def __init__(self, tell: Callable[[State, State], object] | None = None) -> None:
@@ -115,51 +121,88 @@ class Lifecycle(threading.Event):
         """Set when this run, or the last one, is over. Each has one of its own, so that whoever waits for the end of a
         run is not caught by the beginning of the next."""
         self.running = False
+        self.suspended = False
+        """Whether that was asked for: a loop that starts is suspended as soon as it is ready."""
         self._tell = tell
+        self._untold: deque[tuple[State, State]] = deque()
+        self._telling = threading.Lock()
+        """Held by whoever tells; never waited for."""
         self.loop_thread: int | None = None
 
     def move(self, verb: Verb) -> None:
         """Take a step, and tell of it. Raises `RuntimeError` for one that cannot be."""
-        self.tell(*self.step(verb))
+        self.step(verb)
+        self.tell()
 
-    def step(self, verb: Verb) -> tuple[State, State]:
-        """The same, but the telling is left to the caller, who holds `lock`: whoever is told may wait for a thread."""
+    def step(self, verb: Verb) -> None:
+        """The same, but the telling is left to the caller, who holds `lock`."""
         with self.lock:
-            before = self.state
-            self.state = after = transition(before, verb)
-        return before, after
+            while True:
+                before = self.state
+                after = transition(before, verb)
+                if self.state is before:  # else a signal handler has taken a step in between, in this very thread
+                    break
+            self.state = after
+            if verb in (Verb.SUSPEND, Verb.RESUME):
+                self.suspended = verb is Verb.SUSPEND
+            if after is not before and self._tell is not None:
+                self._untold.append((before, after))
 
-    def tell(self, before: State, after: State) -> None:
-        """Tell of a step, if it was one."""
-        if after is not before and self._tell is not None:
-            self._tell(before, after)
+    def tell(self) -> None:
+        """Tell of all steps that nobody has been told of, unless somebody is at it already: he will see to these, too.
+
+        That may be this very thread, when whoever is told takes a step, or a signal handler does in between.
+        """
+        while self._untold and self._telling.acquire(blocking=False):
+            try:
+                if self._untold and self._tell is not None:
+                    self._tell(*self._untold.popleft())
+            except BaseException:
+                self._telling.release()
+                self.tell()  # of the others
+                raise
+            self._telling.release()
 
     def clear(self) -> None:
         """The loop starts, in this thread. Raises `RuntimeError` if it runs already."""
+        self.begin()
+        self.get_ready()
+
+    def begin(self) -> None:
+        """The first half of it, of which nothing has been told yet, for a caller who holds `lock`."""
         with self.lock:
             if self.running:
                 raise RuntimeError(f"a {self.state.value} server cannot start: its loop runs in another call")
-            change = self.step(Verb.START)
+            self.step(Verb.START)
             self.running = True
             self.loop_thread = threading.get_ident()
             self.run = threading.Event()
             super().clear()
-        self.tell(*change)
-        self.move(Verb.READY)
+
+    def get_ready(self) -> None:
+        """The second half, without the lock."""
+        self.tell()
+        with self.lock:
+            self.step(Verb.READY)
+            if self.suspended and self.state is State.SERVING:
+                self.step(Verb.SUSPEND)
+        self.tell()
         if self.on_start is not None:
             self.on_start()
 
-    def end(self) -> None:
-        """The loop is over: from here on a wish to stop comes too late to mean anything."""
-        self.running = False
-        self.move(Verb.END)
-
     def set(self) -> None:
         """The loop has ended, and whoever waits for that may go on."""
-        self.end()
-        self.loop_thread = None
-        self.run.set()
-        super().set()
+        self.let_go()
+        self.tell()
+
+    def let_go(self) -> None:
+        """The same, but for the telling, for a caller who holds `lock`. From here on a wish to stop comes too late."""
+        with self.lock:
+            self.running = self.suspended = False
+            self.step(Verb.END)
+            self.loop_thread = None
+            self.run.set()
+            super().set()
 
     @property
     def is_over(self) -> bool:
