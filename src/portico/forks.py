@@ -13,8 +13,8 @@ import sys
 from . import logs, settings
 from ._children import ChildWatch, Served, close_kept
 from ._forked_figures import ForkedFigures
-from ._managed import Own
 from ._openable import NOT_OPENED, UNOPENED
+from ._own import Own
 from ._serving import Serving
 from .errors import Overloaded, is_disconnect
 from .lifecycle import STOP_FLAG, EndReason, ForkedWithThreads, HookFailed
