@@ -29,7 +29,10 @@ HEAD = """# Settings
 
 Each is a class variable, a keyword argument of every server class that has it, and `--set NAME=VALUE` of
 `portico serve`; it may be set on your class, or on the instance before `super().__init__()`, as in `socketserver`.
-Keyword arguments and the command line are checked. This page is made from the declarations in `portico/settings.py`.
+Wrong values are refused wherever they are set, each by its name; only `allow_reuse_address`, `allow_reuse_port`,
+`daemon_threads` and `block_on_close` may be anything that is true or false as attributes, as ever.
+
+This page is made from the declarations in `portico/settings.py`.
 
 | setting | unit | default | `socketserver`'s | allowed | why |
 |---|---|---|---|---|---|
