@@ -11,10 +11,10 @@ import sys
 import time
 from pathlib import Path
 
-from . import measures, openings, report, rounds
+from . import counting, measures, openings, report, rounds
 
 RESULTS = Path(__file__).with_name("results.md")
-EXPERIMENTS = (*measures.EXPERIMENTS, *openings.EXPERIMENTS)
+EXPERIMENTS = (*measures.EXPERIMENTS, *counting.EXPERIMENTS, *openings.EXPERIMENTS)
 
 
 def options(arguments: list[str] | None = None) -> argparse.Namespace:

@@ -20,21 +20,33 @@ from typing import IO, Any
 
 from .peers import build
 
-__all__ = ["NotServing", "Serving", "load", "output_of", "pinned", "run", "seconds_of", "serving", "started"]
+__all__ = [
+    "LIMIT",
+    "NotServing",
+    "Serving",
+    "command",
+    "load",
+    "output_of",
+    "pinned",
+    "run",
+    "seconds_of",
+    "serving",
+    "started",
+]
 
 HERE = Path(__file__).parent
 LIMIT = 30.0  # seconds over what a command is asked to take
 _ENVIRONMENT = {k: v for k, v in os.environ.items() if k not in ("PYTHONDONTWRITEBYTECODE", "PYTHONUNBUFFERED")}
 
 
-def _command(script: str, *arguments: object) -> list[str]:
+def command(script: str, *arguments: object) -> list[str]:
     return [sys.executable, "-P", str(HERE / script), *map(str, arguments)]
 
 
 def run(script: str, *arguments: object, limit: float = LIMIT) -> dict[str, float]:
     """Run a script of this folder to its end; what its last line of JSON says."""
     done = subprocess.run(
-        _command(script, *arguments), stdout=subprocess.PIPE, env=_ENVIRONMENT, timeout=limit, check=True
+        command(script, *arguments), stdout=subprocess.PIPE, env=_ENVIRONMENT, timeout=limit, check=True
     )
     return _said(done.stdout)
 
@@ -92,7 +104,7 @@ class NotServing(Exception):
 
 def serving(module: str, class_name: str) -> AbstractContextManager[Serving]:
     """`server.py`'s server of that class, in a process of its own."""
-    return started(_command("server.py", module, class_name, "serve"))
+    return started(command("server.py", module, class_name, "serve"))
 
 
 @contextmanager
