@@ -308,3 +308,84 @@ def test_a_connection_whose_process_request_is_somebody_elses_ends_when_it_close
         (ended,) = [event.connection for event in events if type(event) is ConnectionEnded]
         assert ended.reason.value == "done"
         assert server.stats().active == 0
+
+
+@pytest.mark.parametrize("case", [case for case in EVERY if not case.is_unix], ids=str)
+def test_a_handler_that_has_closed_its_socket_is_not_over_yet(case: Case) -> None:
+    """It may fail after that; until then its connection is there, and counts."""
+
+    async def closes_and_fails(peer: Peer) -> None:
+        await peer.recv(100)
+        await peer.close()
+        if not case.way.own_process:
+            (connection,) = peer.handler.server.connections()
+            peer.note(f"{connection.state} {peer.handler.server.stats().active}")
+        raise LookupError("a bug in the handler")
+
+    with serving(case, closes_and_fails) as served, served.connect() as client:
+        client.sendall(b"hello")
+        assert client.recv(1) == b""
+        assert served.reasons() == ["failed"]
+        if not case.way.own_process:
+            assert "open 1" in served.notes()
+        check_that_all_agree(served, 1)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_program_may_run_ours_in_a_thread_of_its_own(fails: bool) -> None:
+    """Then the connection is over when that has returned, or raised, if its handler has closed the socket."""
+    events: list[Any] = []
+    threads: list[threading.Thread] = []
+
+    class Server(portico.TCPServer):
+        def process_request(self, request: Any, client_address: Any) -> None:
+            def run() -> None:
+                with suppress(LookupError):
+                    super(Server, self).process_request(request, client_address)
+
+            threads.append(threading.Thread(target=run))
+            threads[0].start()
+
+        def handle_event(self, event: Any) -> None:
+            events.append(event)
+
+    def handler(request: Any, client_address: Any, server: Any) -> None:
+        request.recv(10)
+        request.close()
+        (connection,) = server.connections()
+        assert connection.state == "open"
+        if fails:
+            raise LookupError("a bug in the handler")
+
+    with (
+        Server(("127.0.0.1", 0), handler) as server,
+        server.background(),
+        socket.create_connection(server.server_address) as client,
+    ):
+        client.sendall(b"hello")
+        assert client.recv(1) == b""
+        assert until(lambda: any(type(event) is ConnectionEnded for event in events))
+        (ended,) = [event.connection for event in events if type(event) is ConnectionEnded]
+        assert ended.reason.value == ("failed" if fails else "done")
+        threads[0].join(10)
+
+
+def test_a_request_that_is_not_closed_when_its_handler_is_done_ends_when_it_closes() -> None:
+    """As where a handler has given it to somebody else, and `shutdown_request` leaves it open for him."""
+    kept: list[Any] = []
+
+    class Server(portico.TCPServer):
+        def shutdown_request(self, request: Any) -> None:
+            kept.append(request)
+
+    with (
+        Server(("127.0.0.1", 0), portico.BaseRequestHandler) as server,
+        server.background(),
+        socket.create_connection(server.server_address) as client,
+    ):
+        assert until(lambda: kept)
+        assert len(server.connections()) == 1
+        kept[0].sendall(b"later")
+        assert client.recv(10) == b"later"
+        kept.pop().close()
+        assert server.stats().done == 1

@@ -225,9 +225,27 @@ class BaseServer(Serving, Generic[RequestT]):
         return True
 
     def process_request(self, request: RequestT, client_address: Any) -> None:
-        """Run one request to its end, here and now. The mix-ins run it elsewhere."""
-        self.finish_request(request, client_address)
-        self.shutdown_request(request)
+        """Run one request to its end, here and now. The mix-ins run it elsewhere.
+
+        A connection that it has is over when this returns, though its handler may have closed the socket long before.
+        Where a program runs requests in its own manner, it is the closing that ends one.
+        """
+        connections = self._portico_connections
+        connection = connections.of(request)
+        if connection is None or connection.runner is not None:
+            self.finish_request(request, client_address)
+            self.shutdown_request(request)
+            return
+        connection.in_hand = True
+        try:
+            self.finish_request(request, client_address)
+            connection.settle()
+            self.shutdown_request(request)
+        except BaseException:
+            note_failure(self, request)  # before it ends: the caller may be a thread of the program's own
+            raise
+        finally:
+            connections.let_go(connection)
 
     def finish_request(self, request: RequestT, client_address: Any) -> None:
         """Handle one request: call `RequestHandlerClass`, which may be any callable.

@@ -45,6 +45,10 @@ class Connection:
     """The setting that keeps its client out, where that was known only after it was let in."""
     runner: Any = None
     """What runs its handler: a thread, a green thread, a task, a process id; None if that is the server's loop."""
+    in_hand = False
+    """Whether the hook that runs its handler has yet to return, and will tell of its end."""
+    closed = False
+    """Whether its socket has been closed."""
     client: Any = None
     """Whom the limits per client count it for, if there are any."""
     opening: Any = None
@@ -283,7 +287,8 @@ class Connection:
 
         That is its end, unless a way to run of ours will tell when the handler is done.
         """
-        if self.runner is None:
+        self.closed = True
+        if self.runner is None and not self.in_hand:
             self._server._portico_connections.end(self)
 
     def socket_detached(self, sock: socket.socket) -> None:

@@ -93,7 +93,7 @@ class Connections(Entry):
         """
         others = False
         for connection in self:
-            if connection.runner is None:
+            if connection.runner is None and not connection.in_hand:
                 sock = connection.current_socket()
                 foreign = connection.key is not None and isinstance(sock, socket.socket)  # does not tell of its closing
                 if sock is None or (foreign and sock.fileno() < 0):
@@ -158,6 +158,12 @@ class Connections(Entry):
             self.someone_ended.set()
         if self.tells:
             self._tell_of_end(connection._server, connection)
+
+    def let_go(self, connection: Connection) -> None:
+        """The hook that ran its handler is done with it: so is it, if its socket is closed; else when that closes."""
+        connection.in_hand = False
+        if connection.closed:  # looked at after that, as `socket_closed` looks the other way round
+            self.end(connection)
 
     def end_foreign(self, server: Any, request: Any) -> None:
         """A request has been processed whose socket does not tell when it closes: is that its end?"""

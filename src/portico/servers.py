@@ -57,14 +57,6 @@ class TCPServer(BaseServer[_socket.socket]):
         connection, client_address = self.socket.accept()
         return connection, unmapped(client_address) if self.unmap_ipv4 else client_address
 
-    def process_request(self, request: _socket.socket, client_address: Any) -> None:
-        """Run one request to its end, here and now. The mix-ins run it elsewhere."""
-        self.finish_request(request, client_address)
-        connection = self._portico_connections.of(request)
-        if connection is not None:
-            connection.settle()
-        self.shutdown_request(request)
-
     def shutdown_request(self, request: _socket.socket) -> None:
         """Tell the peer that nothing more comes (half-close), then close."""
         try:
