@@ -22,6 +22,11 @@ if TYPE_CHECKING:
         def shutdown(self) -> None: ...
         def server_close(self) -> None: ...
 
+        drain_timeout: float | None
+
+        def _portico_ask_to_end(self) -> threading.Event | None: ...
+        def _portico_say_loop_runs(self, seconds: float) -> None: ...
+
     ServedT = TypeVar("ServedT", bound=Served)
 else:
     from ._generics import Generic
@@ -30,14 +35,20 @@ else:
 
 __all__ = ["Background"]
 
+# Seconds that a loop has to end which is in nobody's handler.
+_A_MOMENT = 0.1
+# Seconds that its thread has to end after the server has been closed.
+_LOOP_ENDS = 5.0
+
 
 class Background(Generic[ServedT]):
     """What `server.background()` returns: a context manager that serves inside its block.
 
-    Entering returns the server once its loop runs, or raises what kept it from running. Leaving shuts it down, waits
-    for the loop's thread, and closes the server, which waits for the requests that still run as `server_close()` does.
-    An exception that ends the loop closes the server at once and is raised again on leaving; if the block itself has
-    failed, a note on its exception.
+    Entering returns the server once its loop runs, or raises what kept it from running. Leaving shuts it down, and
+    closes the server, which waits for the requests that still run as `server_close()` does, and cuts them in time. A
+    loop that goes on even then, in a handler that nothing can end, is told of and left behind. An exception that ends
+    the loop closes the server at once and is raised again on leaving; if the block itself has failed, a note on its
+    exception.
     """
 
     def __init__(self, server: ServedT, poll_interval: float | None) -> None:
@@ -66,15 +77,27 @@ class Background(Generic[ServedT]):
             self._ready.set()
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
+        run = self._server._portico_ask_to_end()
+        # One that does not end is in a handler, for which `shutdown()` would wait however long it is; closing does not.
+        held = run is not None and not run.wait(_A_MOMENT)
         try:
-            self._server.shutdown()
+            if not held:
+                self._server.shutdown()  # which waits for nothing now, but may be somebody's own
         finally:
             self._server.server_close()
-            self._thread.join()  # last: a loop that has requests of its own may end only now
+            if self._has_ended() and held:
+                self._server.shutdown()
         if self._error is not None and error is None:
             raise self._error
         if self._error is not None and isinstance(error, BaseException):
             error.add_note(f"before that, serving had ended with {self._error!r}")
+
+    def _has_ended(self) -> bool:
+        """Wait for the loop's thread. Last: a loop that has requests of its own may end only now."""
+        self._thread.join(None if self._server.drain_timeout is None else _LOOP_ENDS)
+        if self._thread.is_alive():
+            self._server._portico_say_loop_runs(_LOOP_ENDS)
+        return not self._thread.is_alive()
 
     def _serve(self) -> None:
         try:

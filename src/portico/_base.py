@@ -164,13 +164,17 @@ class BaseServer(Serving, Generic[RequestT]):
     def server_close(self) -> None:
         """Close the socket, which ends the loop if it runs, and remove the socket file if it is still ours.
 
-        Then idle connections are closed. The mix-ins wait for requests that run, `drain_timeout` seconds long, and cut
-        the rest; here nothing is waited for. Safe at any time, from any thread, and again.
+        Then idle connections are closed, requests that run are waited for, `drain_timeout` seconds long, and the rest
+        is cut. Where they run in the loop itself that is so in another thread than the loop's; in a handler or hook
+        there nothing is waited for. Safe at any time, from any thread, and again.
         """
-        if not self._portico_goes_on():
+        waits = not self._portico_waits_on_close and self._portico_can_wait_for_loop()
+        if waits:
+            self._portico_take_no_more()
+        elif not self._portico_goes_on():
             self._portico_end_listener()
         if not self._portico_waits_on_close:
-            self._portico_end_requests(wait=False)
+            self._portico_end_requests(wait=waits)
 
     def _portico_end_listener(self) -> None:
         if self._portico_socket_file is not None and not self.stdlib_compat:

@@ -1,6 +1,6 @@
-"""What an operator asks of a server: limits, its live connections, figures, suspending and draining.
+"""What an operator asks of a server: limits, its live connections, figures, suspending; draining is `_ending`'s.
 
-A server's side of `_connections`, `_timekeeper` and `_drain`, mixed into all of them by `_serving`; those rooms hold
+A server's side of `_connections` and `_timekeeper`, mixed into all of them by `_serving`; those rooms hold
 the rules. What a way to run does in its own manner (how a connection is cut, how a goodbye is said, who looks at time
 limits) it says by overriding the methods at the end.
 """
@@ -11,10 +11,11 @@ import socket as _socket
 import sys
 
 from . import limits, settings
+from ._ending import Ending
 from ._own import Own
 from ._system import System
 from .errors import SettingError
-from .lifecycle import EndReason, State, Verb
+from .lifecycle import EndReason, Verb
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -23,16 +24,13 @@ if TYPE_CHECKING:
 
     from ._connection import Connection
     from ._connections import Connections
-    from ._drain import Drain
-    from .reports import DrainReport, Stats
+    from .reports import Stats
 
 __all__ = ["Managed"]
 
 _FOR_EVER = float("inf")
 _MANY = 1 << 30
 _RESET = (1).to_bytes(4, sys.byteorder) + bytes(4)  # SO_LINGER on, for no time: close() frees what waits to be sent
-_AS_SET: Any = object()
-_ENDING = (State.DRAINING, State.CLOSING, State.CLOSED)
 
 
 def _make_connections() -> Connections:
@@ -41,7 +39,7 @@ def _make_connections() -> Connections:
     return Connections()
 
 
-class Managed:
+class Managed(Ending):
     """The part of a server that an operator sees."""
 
     max_connections: int | None = limits.MAX_CONNECTIONS.default
@@ -85,20 +83,12 @@ class Managed:
     """Whether `run` or the command serves it, where nobody expects what `socketserver` does in every detail."""
     _portico_says_goodbye = False
     """Whether handlers have a `goodbye`."""
-    _portico_drain: Drain | None = None
-    """The drain that has begun, if one has."""
-    _portico_goodbyes: Any = None
-    """Who says goodbyes, where handlers block, once there are some to be said."""
     _portico_timers: Any = None
     """Who enforces the time limits; at the least it can `close`."""
     _portico_look: Callable[[], float | None] | None = None
     """Where the loop enforces them: what it has to call every turn, for the seconds until it has to be called again."""
     _portico_has_sessions = False
     """Whether its datagrams belong to sessions (`_sessions`), which are its connections."""
-    _portico_waits_on_close = False
-    """Whether this way to run sees to its requests itself, in a `server_close` of its own."""
-    _portico_last_words = 0.03
-    """Seconds that handlers have after a cut to see that their peer has gone."""
 
     if TYPE_CHECKING:
         stdlib_compat: bool
@@ -170,32 +160,6 @@ class Managed:
         lifecycle.tell()
         self._portico_wake()
 
-    def is_draining(self) -> bool:
-        """Whether the server has been told to come to its end: the time for a handler to take nothing new on."""
-        return self._portico_lifecycle.state in _ENDING
-
-    def drain(self, timeout: float | None = _AS_SET) -> DrainReport:
-        """Come to the end: close the listener, let requests finish, close idle connections, cut the rest in time.
-
-        `timeout` is in seconds, None for ever; `drain_timeout` if it is not given. Blocks, and returns what came of it;
-        a drain that runs already is waited for. `server_close` afterwards has nothing left to do. Raises
-        `RuntimeError` in the thread of the server's own loop, which would wait for itself: there `request_drain` it is.
-        """
-        if timeout is not _AS_SET:
-            limits.DRAIN_TIMEOUT.check(timeout)
-        if self._portico_runs_here():
-            raise RuntimeError("drain() would wait for its own thread: call request_drain(), or drain() in another one")
-        drain, is_new = self._portico_begin_drain(timeout)
-        return drain.run() if is_new else drain.wait()
-
-    def request_drain(self, timeout: float | None = _AS_SET) -> None:
-        """The same without waiting: from any thread, from handlers, hooks and signal handlers."""
-        if timeout is not _AS_SET:
-            limits.DRAIN_TIMEOUT.check(timeout)
-        drain, is_new = self._portico_begin_drain(timeout)
-        if is_new:
-            drain.start()
-
     # -- for the house
 
     @property
@@ -262,60 +226,6 @@ class Managed:
         if loop is not None:
             loop.wake()
 
-    def _portico_begin_drain(self, timeout: float | None, *, grace: float = 0.0) -> tuple[Drain, bool]:
-        """The drain of this server, and whether it has yet to be run."""
-        from ._drain import Drain
-
-        lifecycle = self._portico_lifecycle
-        with lifecycle.lock:
-            if self._portico_drain is not None:
-                return self._portico_drain, False
-            wait = self.drain_timeout if timeout is _AS_SET else timeout
-            self._portico_drain = drain = Drain(self, wait, grace=grace)
-            lifecycle.step(Verb.DRAIN)
-        lifecycle.tell()
-        return drain, True
-
-    def _portico_end_requests(self, *, wait: bool) -> None:
-        """What `server_close` does about requests, when the listener is closed: a drain, or just the telling of it."""
-        lifecycle = self._portico_lifecycle
-        if not len(self._portico_connections) and not self._portico_runners():
-            self._portico_end_listener()  # which sessions may have needed, until now
-            for verb in (Verb.DRAIN, Verb.CLOSE, Verb.FINISH):
-                lifecycle.move(verb)
-        else:
-            drain, is_new = self._portico_begin_drain(_AS_SET)
-            drain.tells &= not (is_new and self.stdlib_compat)
-            if wait:
-                _ = drain.run() if is_new else drain.wait()
-            elif is_new:
-                self._portico_end_listener()  # nobody waits for those who might need it
-                drain.tell()
-                self._portico_drain = None  # who wants to wait may still do so
-        if not len(self._portico_connections):  # else they still hold for those that go on
-            self._portico_end_timers()
-
-    def _portico_goes_on(self) -> bool:
-        """Let nobody in any more; whether the socket has to stay, for those who are in and go on through it."""
-        return False
-
-    def _portico_take_no_more(self) -> None:
-        """Let nobody in any more. What runs may need the socket, or the loop."""
-        if self._portico_goes_on():
-            return
-        if self._portico_has_connections or self._portico_loop is None:
-            self._portico_end_listener()
-        else:  # datagrams are answered through what they came by
-            self._portico_stop()
-
-    def _portico_end_listener(self) -> None:
-        """Have the loop end, and close the socket. Safe again."""
-        if self._portico_loop is not None:
-            self._portico_stop()
-        close = getattr(getattr(self, "socket", None), "close", None)
-        if close is not None:
-            close()
-
     def _portico_hold(self) -> float | None:
         """None if something may be accepted now, else the seconds until it may; for ever: until something changes."""
         held = self._portico_suspended or (self._portico_bounded and self._portico_is_full())
@@ -365,10 +275,6 @@ class Managed:
         """How many datagrams run elsewhere, or wait for that."""
         return 0
 
-    def _portico_closes_requests(self) -> bool:
-        """Whether a request that nobody runs elsewhere is run, and in the end closed, by hooks of ours."""
-        return not any(map(self._portico_overridden, ("process_request", "shutdown_request", "close_request")))
-
     def _portico_reap(self) -> None:
         """Notice requests that have ended, where nothing tells by itself."""
 
@@ -384,8 +290,3 @@ class Managed:
             except OSError:  # closed meanwhile
                 return
         connection.shut(_socket.SHUT_RDWR)
-
-    def _portico_say_goodbye(self, connection: Connection) -> None:
-        """Call `connection.handler.goodbye()`, and then tell the connection to end. Does not wait for it."""
-        if self._portico_goodbyes is not None:
-            self._portico_goodbyes.say(connection)

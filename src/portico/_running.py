@@ -1,8 +1,11 @@
 """Servers as a program: serve until a signal, drain, and say with what status the process is to end.
 
 The first SIGINT or SIGTERM begins a drain, the second cuts it short. Each server drains in a thread of its own, since
-the main thread may be in a handler, or in the loop that the handlers need. What is stuck even after the cut, in a
-thread that nothing can end, would keep the interpreter from ending: then the process is ended, with status 3.
+the main thread may be in a handler, or in the loop that the handlers need. These threads are there, asleep, before
+anything is served: when a signal comes there may be none to be had. Not beside servers that fork, whose children would
+inherit what a second thread holds: there it is tried at the signal, and else the main thread does it after the loop,
+which children cannot hold up. What is stuck even after the cut, in a thread that nothing can end, would keep the
+interpreter from ending: then the process is ended, with status 3.
 """
 
 from __future__ import annotations
@@ -10,10 +13,13 @@ from __future__ import annotations
 import signal
 import sys
 import threading
+from contextlib import suppress
+from queue import SimpleQueue
 
 # Loaded here and now: a signal may come in the middle of loading them, and its handler needs them.
 from . import _connections, _drain  # noqa: F401
 from ._system import System
+from .events import EndReason
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -47,8 +53,9 @@ class StopsOnSignals:
         self._pid = self._system.pid()
         self._before: dict[int, Any] = {}
         self._drains: list[Drain] = []
-        self._threads: list[threading.Thread] = []
+        self._helpers: list[_Helper] = []
         self._stopping = False
+        self._serves = False
         self.status = 0
 
     def __enter__(self) -> StopsOnSignals:
@@ -60,22 +67,46 @@ class StopsOnSignals:
 
     def __exit__(self, *exc: object) -> None:
         for number, handler in self._before.items():
+            if handler is None:  # it was not Python's, which therefore cannot put it back
+                handler = signal.SIG_DFL
             self._system.on_signal(number, signal.SIG_IGN if self._last and self._stopping else handler)
 
     def serve(self, serve_together: Callable[[Sequence[Any]], None]) -> None:
-        """Serve until all have ended, and been drained if it was a signal that ended them."""
+        """Serve until all have ended, and been drained: by a signal, or by whoever else asked for it."""
         for server in self._servers:
             server._portico_is_program = True
+        self._start_helpers()
         try:
+            self._serves = True
             serve_together(self._servers)
         except (RuntimeError, ValueError):
             if not self._stopping:  # else a signal came first, and there is nothing left to be served
                 raise
-        for drain in self._drains:
-            if not drain.wait().clean:
-                self.status = CUT
-        for thread in self._threads:
-            thread.join()  # one that has found something stuck ends the process: nobody is to go on meanwhile
+        finally:
+            self._serves = False
+            helpers, self._helpers = self._helpers, []  # a signal that comes now is not to count on them
+            for helper in helpers:
+                helper.orders.put(None)
+        self._finish()
+        for helper in helpers:
+            helper.thread.join()  # one that has found something stuck ends the process: nobody is to go on meanwhile
+
+    def _finish(self) -> None:
+        begun = [server._portico_drain for server in self._servers if server._portico_drain is not None]
+        reports = [drain.finish() for drain in begun]
+        if any(report.stuck for report in reports):
+            self._end_at_once()
+        if not all(report.clean for report in reports):
+            self.status = CUT
+
+    def _start_helpers(self) -> None:
+        if any(hasattr(server, "max_children") for server in self._servers):
+            return
+        try:
+            for _ in self._servers:
+                self._helpers.append(_Helper(self._drain))
+        except RuntimeError:  # there is none to be had even now
+            return
 
     def _told(self, number: int, frame: FrameType | None) -> None:
         if self._system.pid() != self._pid:
@@ -83,14 +114,18 @@ class StopsOnSignals:
         elif self._stopping:
             for drain in self._drains:
                 drain.cut_now()
+            if self._serves and any(drain.is_left_behind for drain in self._drains):
+                self._cut_here()
         else:
             self._stopping = True
+            waiting = list(self._helpers)
             for server in self._servers:
-                drain, is_new = server._portico_begin_drain(server.drain_timeout, grace=server.grace)
+                drain, _ = server._portico_begin_drain(server.drain_timeout, grace=server.grace)
                 self._drains.append(drain)
-                if is_new:
-                    self._threads.append(threading.Thread(target=self._drain, args=(drain,), name="portico drain"))
-                    self._threads[-1].start()
+                if not waiting:
+                    drain.start()
+                elif drain.claim():
+                    waiting.pop().orders.put(drain)
 
     def _reload(self, number: int, frame: FrameType | None) -> None:
         """What comes of it is an event of each server."""
@@ -106,12 +141,49 @@ class StopsOnSignals:
     def _end_at_once(self) -> None:
         """Not before all other servers have drained; nobody else can end what is stuck."""
         for drain in self._drains:
-            drain.wait()
-        print("portico: what still ran after the deadline has been cut", file=sys.stderr, flush=True)
-        sys.stdout.flush()
+            drain.finish()
+        self._leave()
+
+    def _cut_here(self) -> None:
+        """Nobody drains, and the main thread, which is this one, has been called away from its loop, or a handler.
+
+        It may hold any lock; so this does without, and the process ends.
+        """
+        for server in self._servers:
+            runners = [server._portico_connections.stand_in(server, runner) for runner in server._portico_runners()]
+            for connection in [*server._portico_connections, *runners] * 2:  # of children the second time is SIGKILL
+                connection.cut(EndReason.CUT)
+        self._leave()
+
+    def _leave(self) -> None:
+        with suppress(RuntimeError):  # in a signal handler, which may have interrupted the same
+            print("portico: what still ran after the deadline has been cut", file=sys.stderr, flush=True)
+            sys.stdout.flush()
         self._system.exit_at_once(CUT)
 
     def _in_child(self, number: int) -> None:
-        """A terminal sends Ctrl-C to children, too: they may end their requests. SIGTERM is meant for the child."""
-        if number == signal.SIGTERM:
+        """A terminal and a service manager tell children, too, and their servers know what that is to mean.
+
+        To a process that a handler has forked for itself SIGINT is nothing either, and SIGTERM its end.
+        """
+        forking = [server for server in self._servers if hasattr(server, "_portico_hear_signal")]
+        own = [server for server in forking if server._portico_is_child]
+        if forking:  # none of which is marked in the very first moment after a fork
+            (own or forking)[0]._portico_hear_signal(number)
+        elif number == signal.SIGTERM:
             self._system.exit_at_once(128 + number)
+
+
+class _Helper:
+    """A thread that sleeps until it is told what to drain, or that there is nothing. Raises `RuntimeError` without."""
+
+    def __init__(self, drain: Callable[[Drain], None]) -> None:
+        self.orders: SimpleQueue[Drain | None] = SimpleQueue()  # whose `put` signal handlers may call
+        self._drain = drain
+        self.thread = threading.Thread(target=self._run, name="portico drain")
+        self.thread.start()
+
+    def _run(self) -> None:
+        order = self.orders.get()
+        if order is not None:
+            self._drain(order)

@@ -108,12 +108,7 @@ class Serving(Openable):
         one return at once; after a loop has ended it changes nothing. The socket stays open (the stdlib's rule): new
         clients wait in the backlog until `server_close`.
         """
-        lifecycle = self._portico_lifecycle
-        with lifecycle.lock:
-            if lifecycle.is_over:
-                return
-            self._portico_stop()
-            run = lifecycle.run if lifecycle.runs_in_another_thread else None
+        run = self._portico_ask_to_end()
         if run is not None:
             run.wait()
 
@@ -256,6 +251,31 @@ class Serving(Openable):
 
     def _portico_stop(self) -> None:
         self._BaseServer__shutdown_request = True
+
+    def _portico_ask_to_end(self) -> Any:
+        """Have the loop end; what tells when it has, if that is not over and can be waited for here."""
+        lifecycle = self._portico_lifecycle
+        with lifecycle.lock:
+            if lifecycle.is_over:
+                return None
+            self._portico_stop()
+            return lifecycle.run if lifecycle.runs_in_another_thread else None
+
+    def _portico_stop(self) -> None:
+        self._BaseServer__shutdown_request = True
+
+    def _portico_ask_to_end(self) -> Any:
+        """Have the loop end; what tells when it has, if that is not over and can be waited for here."""
+        lifecycle = self._portico_lifecycle
+        with lifecycle.lock:
+            if lifecycle.is_over:
+                return None
+            self._portico_stop()
+            return lifecycle.run if lifecycle.runs_in_another_thread else None
+
+    def _portico_wake(self) -> None:
+        super()._portico_wake()
+        self._portico_waits.wake()
 
     @property
     def _portico_lifecycle(self) -> Lifecycle:

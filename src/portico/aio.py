@@ -17,6 +17,7 @@ from . import logs
 from ._async_sockets import AsyncDatagramSocket, AsyncSocket, CountedAsyncSocket
 from ._async_streams import CountedReader, open_streams
 from ._generics import Generic, RequestT, ServerT
+from ._goodbyes import goodbye_failed
 from ._meters import kernel_counts_family
 from ._on_loop import OnLoop
 from ._openable import NOT_OPENED
@@ -334,8 +335,8 @@ class AsyncMixIn(OnLoop):
                 await handler.goodbye()
         except OSError:  # the peer has left
             pass
-        except Exception as error:
-            logs.emit(self, HookFailed("goodbye", error))
+        except (Exception, SystemExit) as error:  # of which the latter would end the loop
+            goodbye_failed(self, error)
         finally:
             connection.shut(socket.SHUT_RD)
 

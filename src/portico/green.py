@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from greenlet import GreenletExit, getcurrent
 
 from . import logs
+from ._goodbyes import goodbye_failed
 from ._green_datagrams import GreenDatagramSocket
 from ._green_sockets import CountedGreenSocket, GreenSocket
 from ._hub import Expired, GreenThread, Hub, current
@@ -206,8 +207,8 @@ def _say_goodbye(server: GreenMixIn, connection: Connection) -> None:
             handler.goodbye()
     except OSError:  # the peer has left
         pass
-    except Exception as error:
-        logs.emit(server, HookFailed("goodbye", error))
+    except (Exception, SystemExit) as error:  # of which the latter would end the loop
+        goodbye_failed(server, error)
     finally:
         connection.shut(socket.SHUT_RD)
 
