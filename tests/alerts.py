@@ -1,8 +1,8 @@
 """No alert in any log: what no test has asked for and is logged all the same, by whomever and in whichever process.
 
-Tests that use the fixture `no_alerts` fail over a record of level ERROR or above, of any logger, and over what asyncio
+Every test fails over a record of level ERROR or above, of any logger, and over what asyncio
 warns of in its debug mode. One that provokes such records says so: `@pytest.mark.alerts("request from ")` lets those
-pass whose message begins so; `alerts()` lets all pass, for tests of the log itself.
+pass whose message begins so; `@pytest.mark.alerts` lets all pass, for tests of such records themselves.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """What every test gets: a check that it leaves nothing behind, and the module under test.
 
-After each test no thread, child process, descriptor or unclosed resource may be left that was not there before.
+No test may have an alert in any log that it has not asked for (`alerts`). After each no thread, child process,
+descriptor, task, green thread or unclosed resource may be left that was not there before.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from greenlet import greenlet
 
-from .alerts import alerts, no_alerts  # noqa: F401  # fixtures, for those that name them
+from .alerts import alerts, no_alerts  # noqa: F401  # fixtures
 from .waiting import until
 
 if TYPE_CHECKING:
@@ -89,9 +91,21 @@ def _children() -> set[str]:
     return found
 
 
+def _unfinished() -> list[Any]:
+    """Tasks and green threads made since the last `gc.freeze` that are not over, though their test is.
+
+    Without a parent is what a thread itself is to greenlet, which may outlive it. Only its repr says of a green thread
+    whose thread has ended that it is dead.
+    """
+    found = gc.get_objects()
+    tasks: list[Any] = [one for one in found if isinstance(one, asyncio.Task) and not one.done()]
+    green = [one for one in found if isinstance(one, greenlet) and one.parent is not None]
+    return tasks + [one for one in green if " suspended active " in repr(one)]
+
+
 @pytest.fixture(autouse=True)
-def nothing_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Fail a test that leaves a thread, a child or a descriptor. ResourceWarnings are errors anyway (pyproject)."""
+def nothing_left_behind(request: pytest.FixtureRequest, no_alerts: None) -> Iterator[None]:
+    """Fail a test that leaves something of this. ResourceWarnings are errors anyway (pyproject)."""
     if not Path("/proc/self/fd").exists() or request.config.getoption("--against") != "portico":
         yield
         return
@@ -103,3 +117,4 @@ def nothing_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
     assert until(lambda: _children() <= children), f"children left: {_children() - children}"
     left = {number: what for number, what in _descriptors().items() if descriptors.get(number) != what}
     assert not left, f"descriptors left: {left}"
+    assert not (going_on := _unfinished()), f"tasks or green threads left: {going_on}"

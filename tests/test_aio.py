@@ -204,6 +204,7 @@ def test_over_the_standard_librarys_server_the_handler_is_looked_at_when_serving
 # -- errors, context, end
 
 
+@pytest.mark.alerts
 def test_an_exception_stays_in_its_request(server: Callable[..., Any], caplog: pytest.LogCaptureFixture) -> None:
     async def handler(request: Any, *_: Any) -> None:
         if await request.recv(10) == b"fail":

@@ -139,6 +139,7 @@ def from_port_0(to: Any) -> bytes:
     return struct.pack("!HHHH", 0, to[1], 8 + 5, 0) + b"stray"
 
 
+@pytest.mark.alerts
 @pytest.mark.parametrize("way", ["plain", "threads", *ON_LOOPS])
 def test_an_answer_that_cannot_be_sent_is_reported_and_the_others_go(way: str) -> None:
     failures: list[Any] = []
@@ -164,6 +165,7 @@ def test_an_answer_that_cannot_be_sent_is_reported_and_the_others_go(way: str) -
             assert ask(client, b"still", server.server_address) == b"still"
 
 
+@pytest.mark.alerts
 @EVERY_WAY
 def test_peers_that_have_gone_or_are_out_of_reach_end_nothing(way: str) -> None:
     async def far(handler: Any) -> None:
@@ -185,6 +187,7 @@ def test_peers_that_have_gone_or_are_out_of_reach_end_nothing(way: str) -> None:
             assert silent(client)
 
 
+@pytest.mark.alerts
 @EVERY_WAY
 def test_unix_peers_without_an_address_and_those_that_have_gone(way: str) -> None:
     async def mostly(handler: Any) -> None:

@@ -153,6 +153,7 @@ def test_handlers_of_all_kinds(way: str, kind: str) -> None:
             assert sorted(heard(client, 10 + len(more))) == ALL + more
 
 
+@pytest.mark.alerts
 @EVERY_WAY
 def test_a_handler_that_raises_ends_its_own_request_only(way: str, caplog: pytest.LogCaptureFixture) -> None:
     async def fail(handler: Any) -> None:

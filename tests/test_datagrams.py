@@ -157,6 +157,7 @@ def test_that_it_was_cut_off_is_logged(caplog: pytest.LogCaptureFixture) -> None
     assert "of 11 bytes was longer than max_packet_size, 1 so far: " in record.getMessage()
 
 
+@pytest.mark.alerts
 def test_a_handle_truncated_that_raises_is_told_of_and_costs_nobody_anything(caplog: pytest.LogCaptureFixture) -> None:
     def handle_truncated(self: Any, data: bytes, client_address: Any) -> None:
         raise LookupError("a bug")

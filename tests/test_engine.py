@@ -264,6 +264,7 @@ def test_clients_wait_in_the_backlog_while_the_server_is_not_ready(server: Make)
         assert client.recv(10) == b"HELLO\n"
 
 
+@pytest.mark.alerts
 def test_a_hooks_exception_ends_the_loop_only_with_stdlib_compat(server: Make) -> None:
     def service_actions(self: Any) -> None:
         raise LookupError("in service_actions")

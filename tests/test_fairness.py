@@ -58,6 +58,7 @@ class Streaming:
             self.received += len(data)
 
 
+@pytest.mark.alerts("a spawned green thread raised")
 @pytest.mark.parametrize("loop", LOOPS)
 @pytest.mark.parametrize("way", ["green", "async"])
 def test_one_connection_at_full_speed_does_not_keep_the_others_waiting(way: str, loop: str) -> None:

@@ -264,6 +264,7 @@ def test_a_child_runs_neither_atexit_nor_the_parents_with_blocks(tmp_path: Path)
     assert (tmp_path / "buffered").read_text() == "once "
 
 
+@pytest.mark.alerts
 def test_a_request_that_fails_in_the_parent_is_closed_there(caplog: pytest.LogCaptureFixture) -> None:
     class Mine(portico.ForkingTCPServer):
         def close_request(self, request: Any) -> None:

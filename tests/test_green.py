@@ -266,6 +266,7 @@ def test_an_interrupted_wait_cancels_what_it_waits_for(server: Make) -> None:
     assert steps == ["cancelled"]
 
 
+@pytest.mark.alerts
 def test_something_that_others_cancel_raises_in_the_handler_only(
     server: Make, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -55,6 +55,7 @@ SAID = {wait_nowhere: b"", wait_for_a_timer: b"", wait_for_a_message: b"x"}
 waits = pytest.mark.parametrize("wait", SAID, ids=lambda wait: wait.__name__)
 
 
+@pytest.mark.alerts
 @waits
 def test_an_exception_stays_in_its_request(
     server: Make, caplog: pytest.LogCaptureFixture, wait: Callable[..., Any]
@@ -69,6 +70,7 @@ def test_an_exception_stays_in_its_request(
     assert caplog.text.count("LookupError: a bug") == 2
 
 
+@pytest.mark.alerts
 def test_others_go_on_when_one_request_fails(server: Make) -> None:
     def handler(request: Any, *_: Any) -> None:
         for line in request.makefile("rb"):
@@ -118,6 +120,7 @@ def test_keyboard_interrupt_ends_serving(server: Make, wait: Callable[..., Any])
     assert steps == ["the other one is ended"]
 
 
+@pytest.mark.alerts
 def test_an_exception_in_finish_is_told_and_closes_the_connection(
     server: Make, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -131,6 +134,7 @@ def test_an_exception_in_finish_is_told_and_closes_the_connection(
     assert caplog.text.count("LookupError: in finish") == 2
 
 
+@pytest.mark.alerts
 @pytest.mark.parametrize("hook", ["handle_error", "shutdown_request", "thread_finished"])
 def test_a_hook_that_raises_is_told_and_closes_the_connection(
     server: Make, caplog: pytest.LogCaptureFixture, hook: str
@@ -144,6 +148,7 @@ def test_a_hook_that_raises_is_told_and_closes_the_connection(
     assert caplog.text.count(f"{hook} raised an exception; the server goes on") == 2
 
 
+@pytest.mark.alerts
 def test_thread_finished_is_called_last_in_every_request(server: Make) -> None:
     steps: list[str] = []
 
@@ -307,6 +312,7 @@ def test_a_handler_may_end_its_own_server(server: Make) -> None:
         assert ask(serving) == b"still here and here"
 
 
+@pytest.mark.alerts
 def test_one_that_catches_it_over_and_over_is_left_behind(server: Make, caplog: pytest.LogCaptureFixture) -> None:
     caught, requests = 0, list[Any]()
 

@@ -161,6 +161,7 @@ def test_a_child_has_a_copy_of_the_context(run: Run) -> None:
     assert run(work) == ["maker's", "maker's"]
 
 
+@pytest.mark.alerts
 def test_an_exception_that_nobody_joins_harms_nobody_and_is_told(
     server: Make, caplog: pytest.LogCaptureFixture
 ) -> None:

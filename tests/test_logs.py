@@ -52,6 +52,7 @@ RECORDS = {
 }
 
 
+@pytest.mark.alerts
 @pytest.mark.parametrize("words", RECORDS)
 def test_every_event_is_one_record(words: str, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG, "portico")
@@ -66,6 +67,7 @@ def test_a_warning_says_what_is_wrong_with_forking_beside_threads(caplog: pytest
     assert caplog.records[0].levelno == logging.WARNING
 
 
+@pytest.mark.alerts
 @pytest.mark.parametrize(
     "event", [RequestFailed(None, PEER, LookupError("mine")), HookFailed("x", LookupError("mine"))]
 )
@@ -74,6 +76,7 @@ def test_a_fault_comes_with_its_traceback(event: Event, caplog: pytest.LogCaptur
     assert "LookupError: mine" in caplog.text
 
 
+@pytest.mark.alerts
 @pytest.mark.skipif(
     not hasattr(socket, "SO_PEERCRED"), reason="who is behind a Unix socket is asked through SO_PEERCRED"
 )
@@ -93,6 +96,7 @@ class Speechless(portico.TCPServer):
         raise LookupError("telling failed")
 
 
+@pytest.mark.alerts
 def test_a_failing_handle_event_is_said_and_no_more(caplog: pytest.LogCaptureFixture) -> None:
     with Speechless(("127.0.0.1", 0), lambda *_: None) as server:
         logs.emit(server, AcceptResumed())
@@ -113,6 +117,7 @@ def test_a_log_that_fails_is_no_fault_of_the_server() -> None:
         logger.removeHandler(handler)
 
 
+@pytest.mark.alerts
 def test_a_server_of_the_stdlib_has_its_events_logged(caplog: pytest.LogCaptureFixture) -> None:
     with socketserver.TCPServer(("127.0.0.1", 0), socketserver.BaseRequestHandler) as server:
         logs.emit(server, HookFailed("shutdown_request", LookupError()))

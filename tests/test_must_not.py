@@ -306,6 +306,7 @@ def test_a_subprocess_inherits_nothing_of_the_servers(server: Make) -> None:
             child.communicate(b"\n")
 
 
+@pytest.mark.alerts
 def test_an_exception_in_finish_leaves_nothing_open(server: Make, caplog: pytest.LogCaptureFixture) -> None:
     class Plain(portico.BaseRequestHandler):
         def handle(self) -> None:

@@ -144,6 +144,7 @@ def test_process_request_thread_is_a_hook() -> None:
         assert ask(server.server_address) == b"before handled"
 
 
+@pytest.mark.alerts
 @pytest.mark.parametrize("hook", ["handle_error", "shutdown_request"])
 def test_a_hook_that_raises_in_a_thread_still_has_the_request_closed(
     hook: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture

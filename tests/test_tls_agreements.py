@@ -403,6 +403,7 @@ def test_files_that_have_changed_are_found(authority: Authority, tmp_path: Path)
     in_every_way(EVERY)(one)()
 
 
+@pytest.mark.alerts
 def test_kept_certificates_are_an_error_in_the_log(
     authority: Authority, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
