@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,48 +11,54 @@ from . import processes
 from .conversations import FAULTS, Tally, asked, faulty, honest_once, one_of
 from .crowd import Conversation, Crowd, connected, line_from, sent
 from .results import Plan, Row, at_most, exactly, shown
-from .ways import Way
+from .ways import TCP, TLS, UNIX, Over, Way
 
 __all__ = ["experiment", "mixed", "round_of"]
 
-SETTINGS = {"max_connections": 300, "connection_rate_per_client": 10_000, "idle_timeout": 30, "send_timeout": 30}
+SETTINGS = {"max_connections": 300, "connection_rate_per_client": 10_000, "idle_timeout": 3, "send_timeout": 3}
 GROWTH = 0.5
+FORGOTTEN = 3.5
+"""Seconds after which time limits keep nothing more of connections that have ended."""
 _BIG = b"y" * 200_000 + b"\n"
 
 
 def experiment(way: Way, plan: Plan) -> list[Row]:
-    """Rounds of 400 connections (of 100 with forks) that are short, long, reset, half-closed, cut by the operator, or
-    whose handlers raise, sleep or close twice, with limits and time limits set. After some rounds to warm up there must
-    be no child, descriptor, thread, green thread or task more at the end than before; the median of memory in the last
-    rounds may be 0.5 MiB above that in the first. Before it is read, what is free is given back to the system."""
+    """Rounds of 400 connections (of 100 with forks, and with TLS) that are short, long, reset, half-closed, cut by the
+    operator, or whose handlers raise, sleep or close twice, with limits and time limits set, over TCP, Unix sockets and
+    TLS. After some rounds to warm up there must be no child, descriptor, thread, green thread or task more at the end
+    than before, nor 300 objects of the garbage collector; the median of memory in the last rounds may be 0.5 MiB above
+    that in the first. Before it is read, what is free is given back to the system."""
+    return [_leaked(way, over, plan) for over in (TCP, UNIX, TLS)]
+
+
+def _leaked(way: Way, over: Over, plan: Plan) -> Row:
     warm, rounds, each = plan.of(6, 1), plan.of(24, 3), plan.of(400, 60)
-    each //= 4 if way.forks else 1
+    each //= 4 if way.forks or over.tls else 1
     sizes, failed = [], 0
-    with processes.serving(way, settings=SETTINGS) as server:
+    with processes.serving(way, over, settings=SETTINGS) as server:
         for count in range(warm + rounds):
             failed += processes.load("leaks", "mixed", 60, address=server.address, number=each)["failures"]
             server.ask("cut")
             server.settled()
             if count == warm - 1:
+                time.sleep(FORGOTTEN)
                 before = server.ask("leftovers")
             server.ask("tidy")
             sizes.append(processes.memory(server.pid))
-        leaked = server.leaked(before)
+        leaked = server.leaked(before, FORGOTTEN + 5)
     part = max(1, rounds // 3)
     first, last = statistics.median(sizes[warm : warm + part]), statistics.median(sizes[-part:])
-    return [
-        Row(
-            way.name,
-            f"{rounds} rounds of {each} connections",
-            [
-                exactly("left behind", ", ".join(f"{n} {what}" for what, n in leaked.items()) or 0, 0),
-                at_most("memory grown by", round(last - first, 3), GROWTH, "MiB"),
-                exactly("clients failed", failed, 0),
-                shown("memory", last, "MiB"),
-                shown("held", ", ".join(f"{n} {what}" for what, n in before.items() if n)),
-            ],
-        )
-    ]
+    return Row(
+        f"{way.name}, {over.name}",
+        f"{rounds} rounds of {each} connections",
+        [
+            exactly("left behind", ", ".join(f"{n} {what}" for what, n in leaked.items()) or 0, 0),
+            at_most("memory grown by", round(last - first, 3), GROWTH, "MiB"),
+            exactly("clients failed", failed, 0),
+            shown("memory", last, "MiB"),
+            shown("held", ", ".join(f"{n} {what}" for what, n in before.items() if n and what != "objects")),
+        ],
+    )
 
 
 def mixed(address: Any, number: int) -> dict[str, Any]:

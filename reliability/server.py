@@ -79,8 +79,9 @@ def tidied() -> None:
 
 
 def leftovers() -> dict[str, int]:
-    """What a server must not have more of when its connections have ended."""
+    """What a server must not have more of when its connections have ended, and how many objects there are."""
     tidied()
+    objects = len(gc.get_objects())
     children = [
         child for task in Path("/proc/self/task").iterdir() for child in (task / "children").read_text().split()
     ]
@@ -90,6 +91,7 @@ def leftovers() -> dict[str, int]:
         "children": len(children),
         "tasks": 0,
         "green threads": 0,
+        "objects": objects,
     }
     if "asyncio" in sys.modules:
         import asyncio
