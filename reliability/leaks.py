@@ -26,7 +26,7 @@ def experiment(way: Way, plan: Plan) -> list[Row]:
     """Rounds of 400 connections (of 100 with forks, and with TLS) that are short, long, reset, half-closed, cut by the
     operator, or whose handlers raise, sleep or close twice, with limits and time limits set, over TCP, Unix sockets and
     TLS. After some rounds to warm up there must be no child, descriptor, thread, green thread or task more at the end
-    than before, nor 300 objects of the garbage collector; the median of memory in the last rounds may be 0.5 MiB above
+    than before, nor 1,000 objects of the garbage collector; the median of memory in the last rounds may be 0.5 MiB above
     that in the first. Before it is read, what is free is given back to the system."""
     return [_leaked(way, over, plan) for over in (TCP, UNIX, TLS)]
 

@@ -39,8 +39,8 @@ __all__ = [
 
 ROOT = Path(__file__).parent.parent
 LIMIT = 30.0  # seconds that anything may take that should take none
-OBJECTS = 300
-"""Objects of the garbage collector that a server may have more: what it keeps for the next requests comes and goes."""
+OBJECTS = 1000
+"""Objects of the garbage collector that a server may have more: what is left of the last threads goes with the next."""
 _ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "PYTHONUNBUFFERED": "1"}
 _TICKS = os.sysconf("SC_CLK_TCK")
 # A record of level INFO or above begins so; so does what is printed where nothing can be logged.

@@ -35,8 +35,8 @@ EXPERIMENTS = (
     Experiment("loris", "Slow-loris", loris.experiment),
     Experiment("addresses", "Many addresses", addresses.experiment),
     Experiment("scan", "A port scan", scan.experiment, ALL),
-    Experiment("deaf-peer", "A peer that never reads", deaf_peer.experiment),
-    Experiment("handlers", "Bad handlers", bad_handlers.experiment),
+    Experiment("deaf-peer", "A peer that never reads", deaf_peer.experiment, ALL),
+    Experiment("handlers", "Bad handlers", bad_handlers.experiment, ALL),
     Experiment("leaks", "Leaks", leaks.experiment, ALL, at_once=2),
     Experiment("drains", "Drains", drains.experiment, ALL, at_once=2),
 )
