@@ -55,7 +55,7 @@ FLOORS = (
     {"_entry"},
     {"_opening"},
     {"_connection"},
-    {"_acceptor", "_background", "logs"},
+    {"_acceptor", "_background", "_one_request", "logs"},
     {"_datagrams"},
     {"_tls_sockets"},
     {"_encrypted", "_sealed"},

@@ -11,14 +11,12 @@ from __future__ import annotations
 
 import contextvars
 import os
-import selectors
 import socket as _socket
 import sys
 
 from . import _sockets, limits, logs, settings
 from ._addresses import infer
 from ._generics import Generic, RequestT
-from ._loop import selector_class
 from ._openable import NOT_OPENED
 from ._requests import note_failure
 from ._serving import Serving, teller
@@ -36,8 +34,6 @@ if TYPE_CHECKING:
 __all__ = ["BaseServer"]
 
 _NEW: Any = object.__new__
-# Seconds between two looks for room, in `handle_request`.
-_LOOK_AGAIN = 0.02
 
 
 class BaseServer(Serving, Generic[RequestT]):
@@ -180,35 +176,28 @@ class BaseServer(Serving, Generic[RequestT]):
         if self._portico_socket_file is not None and not self.stdlib_compat:
             self._portico_socket_file.remove()
         super()._portico_end_listener()
+        self._portico_waits.end()
 
     def fileno(self) -> int:
         """The socket's descriptor; -1 when it is closed."""
         return self.socket.fileno()
 
     def handle_request(self) -> None:
-        """Wait for one request and handle it, or call `handle_timeout` if none comes in time.
+        """Wait for one request and handle it, or call `handle_timeout` if none comes, or may be taken, in time.
 
-        The time is the lesser of the socket's own timeout and `self.timeout`, in seconds. Unlike in the loop, what
-        `handle_error` raises is passed on.
+        The time is the lesser of the socket's own timeout and `self.timeout`, in seconds. Returns without a request
+        after `shutdown`, `server_close` or a drain, by whomever; raises `ValueError` if the socket was closed before.
+        Unlike in the loop, what `handle_error` raises is passed on.
         """
         waits = [wait for wait in (self.socket.gettimeout(), self.timeout) if wait is not None]
-        deadline = self._portico_system.monotonic() + min(waits) if waits else None
-        with selector_class()() as selector:
-            selector.register(self, selectors.EVENT_READ)
-            while not self._portico_left_over and not selector.select(
-                None if deadline is None else deadline - self._portico_system.monotonic()
-            ):
-                if deadline is not None and self._portico_system.monotonic() >= deadline:
-                    return self.handle_timeout()
+        self._portico_check_socket()
         if self._portico_loop is None:
             self._portico_prepare()
-            if self._portico_look is not None:  # nobody else does, where no loop runs
-                self._portico_look()
-        while self._portico_limited and self._portico_hold() is not None:
-            if deadline is not None and self._portico_system.monotonic() >= deadline:
-                return self.handle_timeout()
-            self._portico_reap()
-            self._portico_system.sleep(_LOOK_AGAIN)
+        may_take = self._portico_waits.until_one_may_be_taken(self, min(waits, default=None))
+        if may_take is None:
+            return None
+        if not may_take:
+            return self.handle_timeout()
         self._portico_wait_to_take(False)
         try:
             self._handle_request_noblock()

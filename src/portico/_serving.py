@@ -14,7 +14,9 @@ from _weakref import ref
 from . import _handler_kinds, _sockets, limits, logs, settings
 from ._acceptor import Acceptor, serve
 from ._loop import Loop, selector_class
+from ._one_request import Waits
 from ._openable import Openable
+from ._own import Own
 from ._requests import end_request, note_failure, request_failed
 from .errors import Overloaded
 from .lifecycle import LOOP_ENDED, EndReason, Lifecycle, State, StateChanged, StopFlag
@@ -61,6 +63,8 @@ class Serving(Openable):
     """Those that wait for a handler, where they do that."""
     _portico_batches: Any = None
     """Whoever has to know when the loop begins to take requests, and when it looks up again, if anybody has."""
+    _portico_waits: Waits = Own(Waits)  # type: ignore[assignment]
+    """Those that wait in `handle_request`."""
     _BaseServer__shutdown_request = StopFlag()
 
     if TYPE_CHECKING:
@@ -249,25 +253,11 @@ class Serving(Openable):
     def _portico_prepare_to_sleep(self) -> None:
         self._portico_may_sleep = True
 
-    def _portico_stop(self) -> None:
-        self._BaseServer__shutdown_request = True
-
     def _portico_ask_to_end(self) -> Any:
         """Have the loop end; what tells when it has, if that is not over and can be waited for here."""
         lifecycle = self._portico_lifecycle
         with lifecycle.lock:
-            if lifecycle.is_over:
-                return None
-            self._portico_stop()
-            return lifecycle.run if lifecycle.runs_in_another_thread else None
-
-    def _portico_stop(self) -> None:
-        self._BaseServer__shutdown_request = True
-
-    def _portico_ask_to_end(self) -> Any:
-        """Have the loop end; what tells when it has, if that is not over and can be waited for here."""
-        lifecycle = self._portico_lifecycle
-        with lifecycle.lock:
+            self._portico_waits.end()
             if lifecycle.is_over:
                 return None
             self._portico_stop()
@@ -276,6 +266,9 @@ class Serving(Openable):
     def _portico_wake(self) -> None:
         super()._portico_wake()
         self._portico_waits.wake()
+
+    def _portico_stop(self) -> None:
+        self._BaseServer__shutdown_request = True
 
     @property
     def _portico_lifecycle(self) -> Lifecycle:
@@ -344,7 +337,7 @@ class Serving(Openable):
         self._portico_wait_to_take(True)
         sock = getattr(self, "socket", None)
         if isinstance(sock, _sockets.ServerSocket):
-            sock.on_close = sock.on_detach = None
+            sock.on_close, sock.on_detach = self._portico_waits.end, None
         lifecycle = self._portico_lifecycle
         with lifecycle.lock:
             self._BaseServer__shutdown_request = self._portico_suspended = False

@@ -224,7 +224,7 @@ class StopFlag:
     """The wish to stop, `_BaseServer__shutdown_request`, kept in the instance's `__dict__` as in `socketserver`.
 
     Programs set it from handlers and signal handlers instead of calling `shutdown()`. An idle loop does not look, so
-    setting it has to wake the loop.
+    setting it has to wake the loop, and whoever waits in `handle_request`.
     """
 
     def __get__(self, server: Any, owner: type) -> bool:
@@ -237,3 +237,6 @@ class StopFlag:
         loop = server._portico_loop
         if value and loop is not None:
             loop.wake()
+        waits = vars(server).get("_portico_waits")
+        if value and waits is not None:
+            waits.end()

@@ -1,0 +1,137 @@
+"""One request without a loop: `handle_request` waits here until one may be taken, or none is to be.
+
+What would wake a loop wakes it, too: a limit that is lifted, `resume`, the wish to stop, the end of the listener.
+Several may wait at once, each in a thread of its own, and next to a loop.
+"""
+
+from __future__ import annotations
+
+import selectors
+
+from ._loop import Waker, selector_class
+from ._sockets import ServerSocket
+from .lifecycle import STOP_FLAG
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Final
+
+__all__ = ["Waits"]
+
+_FOR_EVER: Final = float("inf")
+# Seconds between two looks for room.
+_LOOK_AGAIN: Final = 0.02
+# The same where nothing tells that the socket was closed, or there is no descriptor for a waker.
+_LOOK: Final = 0.08
+
+
+class Waits:
+    """Those that wait for a server's next request. It does not know the server, whose socket knows it."""
+
+    def __init__(self) -> None:
+        self._all: set[_Wait] = set()
+
+    def wake(self) -> None:
+        """Have them look again. From any thread and from signal handlers, like `end`."""
+        for wait in tuple(self._all):
+            wait.wake()
+
+    def end(self) -> None:
+        """Have them give up."""
+        for wait in tuple(self._all):
+            wait.over = True
+            wait.wake()
+
+    def until_one_may_be_taken(self, server: Any, seconds: float | None) -> bool | None:
+        """Whether one may be taken, or the time is up (False), or the server is to stop, or has been closed (None)."""
+        sock = getattr(server, "socket", None)
+        if isinstance(sock, ServerSocket) and sock.on_close is None:  # no loop has asked to be told
+            sock.on_close = self.end
+        wait = _Wait(server, seconds)
+        self._all.add(wait)
+        try:
+            found = wait.run()
+        finally:
+            self._all.discard(wait)
+            wait.close()
+        if found is None:
+            with server._portico_lifecycle.lock:
+                if not server._portico_lifecycle.running:  # nobody else has to hear of it
+                    server._BaseServer__shutdown_request = False
+        return found
+
+
+class _Wait:
+    """One of them."""
+
+    def __init__(self, server: Any, seconds: float | None) -> None:
+        self.over = False
+        self._server = server
+        self._clock = server._portico_system.monotonic
+        self._deadline = _FOR_EVER if seconds is None else self._clock() + seconds
+        self._listener: int | None = None
+        self._selector = selector_class()()
+        self._waker: Waker | None = None
+        if seconds != 0:
+            try:
+                self._waker = Waker()
+                self._selector.register(self._waker, selectors.EVENT_READ)
+            except OSError:  # out of descriptors, which the request itself may be without, too
+                self._waker = None
+        tells = self._waker is not None and isinstance(getattr(server, "socket", None), ServerSocket)
+        self._patience = _FOR_EVER if tells else _LOOK
+
+    def wake(self) -> None:
+        waker = self._waker
+        if waker is not None:
+            waker.wake()
+
+    def close(self) -> None:
+        self._selector.close()
+        if self._waker is not None:
+            self._waker.close()
+
+    def run(self) -> bool | None:
+        server = self._server
+        came, looked = False, False
+        while not (self.over or vars(server).get(STOP_FLAG) or server.fileno() < 0):
+            held = self._held()
+            if held is None and (came or server._portico_left_over):
+                return True
+            left = self._deadline - self._clock()
+            if looked and left <= 0:
+                return False
+            looked = True
+            came = self._look(held is None, min(left, self._patience, _FOR_EVER if held is None else held))
+        return None
+
+    def _held(self) -> float | None:
+        """None if a request may be taken, else the seconds until that is to be asked again."""
+        server = self._server
+        if server._portico_suspended and not server._portico_has_sessions:  # which refuse whoever is new
+            return _FOR_EVER
+        if server._portico_has_gate() and not server.ready_to_accept():
+            return _LOOK_AGAIN
+        if not (server._portico_limited or server._portico_bounded) or server._portico_hold() is None:
+            return None
+        server._portico_reap()
+        return _LOOK_AGAIN
+
+    def _look(self, listens: bool, seconds: float) -> bool:
+        """Wait for so long at the most, unless woken; whether there is a request."""
+        server, look = self._server, None
+        if server._portico_loop is None and server._portico_look is not None:  # nobody else does, where no loop runs
+            look = server._portico_look()
+        if look is not None:
+            seconds = min(seconds, look)
+        descriptor = server.fileno() if listens else None
+        if descriptor != self._listener:
+            if self._listener is not None:
+                self._selector.unregister(self._listener)
+            self._listener = None
+            if descriptor is not None and descriptor >= 0:
+                self._listener = self._selector.register(server, selectors.EVENT_READ).fd
+        ready = self._selector.select(None if seconds == _FOR_EVER else max(0.0, seconds))
+        if self._waker is not None:
+            self._waker.clear()
+        return any(key.fileobj is server for key, _ in ready)
