@@ -13,6 +13,7 @@ from functools import partial
 
 from . import processes
 from .measures import Experiment, Measure, Plan
+from .peers import machine
 
 __all__ = ["EXPERIMENTS"]
 
@@ -50,8 +51,8 @@ def _exchange(clients: list[socket.socket], seconds: float) -> int:
 
 
 def _sample(class_name: str, side: str, plan: Plan) -> list[float]:
-    """Microseconds of the server's processor time for a message."""
-    with processes.started(processes.command("counted.py", class_name, side)) as server:
+    """Microseconds of the server's processor time for a message, on one core: on two, threads wait for each other."""
+    with processes.started(processes.command("counted.py", class_name, side), machine.cores().server) as server:
         clients = _clients(class_name, server.port)
         _exchange(clients, plan.seconds / 5)
         server.process.send_signal(signal.SIGUSR1)
