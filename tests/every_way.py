@@ -189,10 +189,13 @@ class Served:
         self.events = events
         self._notes = notes
 
-    def connect(self, *, bound_to: Any = None) -> socket.socket:
+    def connect(self, *, bound_to: Any = None, buffer: int | None = None) -> socket.socket:
+        """A client; with so many bytes of room for what it has not read."""
         client = socket.socket(self.server.address_family)
         try:
             client.settimeout(PATIENCE)
+            if buffer is not None:
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
             if bound_to is not None:
                 client.bind(bound_to)
             client.connect(self.server.server_address)

@@ -23,8 +23,39 @@ def limits(**values: Any) -> TimeLimits:
     return TimeLimits(SimpleNamespace(**defaults | values))
 
 
-def traffic(received: int = 0, sent: int = 0, *, waiting: int = 0, heard: float = 0.0, said: float = 0.0) -> Traffic:
-    return Traffic(received, sent, taken=sent - waiting, waiting=waiting, heard=heard, said=said)
+def traffic(
+    received: int = 0,
+    sent: int = 0,
+    *,
+    waiting: int = 0,
+    gone: int | None = None,
+    glimpsed: bool = False,
+    heard: float = 0.0,
+    said: float = 0.0,
+) -> Traffic:
+    made = Traffic(received, sent, taken=sent - waiting, waiting=waiting, heard=heard, said=said)
+    made.gone = sent if gone is None else gone
+    made.glimpsed = glimpsed
+    return made
+
+
+class Asked:
+    """What is asked of a connection: the numbers of `traffic`, and these."""
+
+    def __init__(self, *, uncounted: int = 0, unread: int = 0, takes: tuple[int, ...] | None = None) -> None:
+        self._uncounted, self._unread, self._takes = uncounted, unread, takes
+
+    def uncounted(self) -> int:
+        return self._uncounted
+
+    def unread(self) -> int:
+        return self._unread
+
+    def peer_takes(self, traffic: Traffic) -> tuple[int, ...]:
+        return (traffic.taken,) if self._takes is None else self._takes
+
+
+NOTHING = Asked()
 
 
 class Life:
@@ -37,13 +68,13 @@ class Life:
 
     def look(self, now: float, **figures: Any) -> tuple[EndReason | None, float]:
         self.looks += 1
-        return verdict(self.rules, self.marks, traffic(**figures), now)
+        return verdict(self.rules, self.marks, traffic(**figures), now, NOTHING)
 
-    def run(self, until: float, figures_at: Any) -> tuple[EndReason | None, float]:
+    def run(self, until: float, figures_at: Any, asked_at: Any = lambda now: NOTHING) -> tuple[EndReason | None, float]:
         """The first reason to end it, and when it was found; None, and `until`, if there was none."""
         now = 0.0
         while now <= until:
-            reason, again = verdict(self.rules, self.marks, figures_at(now), now)
+            reason, again = verdict(self.rules, self.marks, figures_at(now), now, asked_at(now))
             self.looks += 1
             if reason is not None:
                 return reason, now
@@ -63,9 +94,9 @@ def test_without_limits_nothing_ends_and_nobody_looks_again(now: float, received
 def test_without_figures_the_age_alone_counts() -> None:
     rules = limits(idle_timeout=1, min_read_rate=1e9, read_grace=1, send_timeout=1, connection_timeout=100)
     marks = Marks(0.0, 0.0)
-    assert verdict(rules, marks, None, 50.0) == (None, 100.0)
-    assert verdict(rules, marks, None, 100.0)[0] is EndReason.CONNECTION_TIMEOUT
-    assert verdict(limits(idle_timeout=1), Marks(0.0, 0.0), None, 50.0) == (None, NEVER)
+    assert verdict(rules, marks, None, 50.0, NOTHING) == (None, 100.0)
+    assert verdict(rules, marks, None, 100.0, NOTHING)[0] is EndReason.CONNECTION_TIMEOUT
+    assert verdict(limits(idle_timeout=1), Marks(0.0, 0.0), None, 50.0, NOTHING) == (None, NEVER)
 
 
 # -- idle
@@ -86,11 +117,30 @@ def test_who_never_says_a_word_is_idle_from_the_beginning() -> None:
 
 
 def test_what_is_sent_again_keeps_nobody() -> None:
-    """The peer has taken nothing more, so that the kernel's own "last sent" is of something sent again."""
+    """Nothing else has left, so that the kernel's own "last sent" is of something sent again."""
     life = Life(limits(idle_timeout=10))
-    assert life.look(1.0, sent=100, waiting=50, said=1.0) == (None, 11.0)
-    assert life.look(8.0, sent=100, waiting=50, said=7.9) == (None, 11.0)
-    assert life.look(11.0, sent=100, waiting=50, said=10.9)[0] is EndReason.IDLE_TIMEOUT
+    assert life.look(1.0, sent=100, gone=50, waiting=50, said=1.0) == (None, 11.0)
+    assert life.look(8.0, sent=100, gone=50, waiting=50, said=7.9) == (None, 11.0)
+    assert life.look(11.0, sent=100, gone=50, waiting=50, said=10.9)[0] is EndReason.IDLE_TIMEOUT
+
+
+def test_what_has_just_been_sent_counts_before_the_peer_has_taken_it() -> None:
+    life = Life(limits(idle_timeout=10))
+    assert life.look(1.0, sent=50, said=1.0) == (None, 11.0)
+    assert life.look(11.0, sent=100, waiting=50, said=10.9) == (None, 20.9)
+
+
+def test_of_what_is_only_glimpsed_there_are_more_looks() -> None:
+    """That something has moved is known at the next look, not when; so the limit is overstepped by a look at most."""
+    life = Life(limits(idle_timeout=10))
+
+    def figures_at(now: float) -> Traffic:
+        moved = min(now, 30.0)
+        return traffic(glimpsed=True, heard=moved, said=moved)
+
+    reason, when = life.run(100.0, figures_at)
+    assert reason is EndReason.IDLE_TIMEOUT
+    assert 40.0 <= when <= 42.5
 
 
 @given(limit=some_seconds, gaps=st.lists(st.floats(0.01, 0.95), min_size=1, max_size=20))
@@ -140,26 +190,43 @@ def test_a_peer_that_takes_nothing_is_cut() -> None:
     assert 10 <= when <= 12.5
 
 
-def test_a_handler_that_sends_on_does_not_make_up_for_a_peer_that_takes_nothing() -> None:
-    """What waits grows until the kernel takes no more, which is soon; from then on it is the same."""
-    life = Life(limits(send_timeout=10))
+@given(patience=st.floats(0.1, 100), rate=st.floats(1, 1e5))
+def test_a_handler_that_sends_on_does_not_make_up_for_a_peer_that_takes_nothing(patience: float, rate: float) -> None:
+    """What waits grows with each look."""
+    life = Life(limits(send_timeout=patience))
     reason, when = life.run(
-        100.0, lambda now: traffic(sent=min(5000, int(now * 1000)), waiting=min(5000, int(now * 1000)))
+        patience * 20, lambda now: traffic(sent=1 + int(now * rate), waiting=1 + int(now * rate), said=now)
     )
     assert reason is EndReason.SEND_TIMEOUT
-    assert 15 <= when <= 27.5
+    assert patience <= when <= patience * 1.26
 
 
-@given(patience=st.floats(0.1, 100))
-def test_a_peer_that_takes_a_little_now_and_then_is_not_cut(patience: float) -> None:
-    """Each time a byte, within the limit: taken, or less that waits."""
+@given(patience=st.floats(0.1, 100), more=st.integers(0, 1000))
+def test_a_peer_that_takes_a_little_now_and_then_is_not_cut(patience: float, more: int) -> None:
+    """Each time a byte, within the limit, however much is sent meanwhile."""
     life = Life(limits(send_timeout=patience))
-    assert life.run(
-        patience * 20,
-        lambda now: Traffic(
-            0, 1000, taken=int(now / patience * 2), waiting=1000 - int(now / patience * 2), heard=0, said=0
-        ),
-    ) == (None, patience * 20)
+
+    def figures_at(now: float) -> Traffic:
+        taken, sent = int(now / patience * 2), 1000 + int(now / patience * more)
+        return traffic(sent=sent, waiting=sent - taken)
+
+    assert life.run(patience * 20, figures_at) == (None, patience * 20)
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_either_of_two_signs_that_the_peer_takes_something_will_do(which: int) -> None:
+    """More has been taken of what was sent; or less waits than did at the last look. The other may fall meanwhile."""
+    life = Life(limits(send_timeout=10))
+
+    def asked_at(now: float) -> Asked:
+        signs = [-int(now), -int(now)]
+        signs[which] = int(now / 5)
+        return Asked(takes=tuple(signs))
+
+    assert life.run(200.0, lambda now: traffic(sent=1000, waiting=1000), asked_at)[0] is None
+    gone = Life(limits(send_timeout=10))
+    falls = lambda now: Asked(takes=(-int(now), -int(now)))  # noqa: E731
+    assert gone.run(200.0, lambda now: traffic(sent=1000, waiting=1000), falls)[0] is EndReason.SEND_TIMEOUT
 
 
 def test_nobody_is_cut_for_whom_nothing_waits() -> None:
@@ -241,6 +308,50 @@ def test_a_trickle_after_a_fast_start_is_cut_as_well() -> None:
     assert 40 <= when <= 60
 
 
+def test_one_whose_handler_reads_late_is_not_too_slow() -> None:
+    """All has come at once, and counts when it is read: not as over TCP."""
+    life = Life(limits(min_read_rate=100, read_grace=10))
+
+    def read(now: float) -> int:
+        return min(400, int(now / 4) * 20)
+
+    answer = life.run(
+        200.0,
+        lambda now: traffic(read(now), heard=now // 4 * 4),
+        lambda now: Asked(uncounted=400 - read(now), unread=400 - read(now)),
+    )
+    assert answer[0] is None
+
+
+@pytest.mark.parametrize("counted", [True, False])
+def test_who_sends_on_while_its_handler_reads_nothing_is_not_measured(counted: bool) -> None:
+    """Short requests one after the other, the first of which takes long; all the others are read at once then."""
+    life = Life(limits(min_read_rate=100, read_grace=10))
+
+    def unread(now: float) -> int:
+        return min(20, int(now)) if now < 60 else 0
+
+    def figures_at(now: float) -> Traffic:
+        return traffic(10 + (min(20, int(now)) if counted else 20 - unread(now)), heard=min(20.0, now))
+
+    def asked_at(now: float) -> Asked:
+        return Asked(unread=unread(now), uncounted=0 if counted else unread(now))
+
+    assert life.run(200.0, figures_at, asked_at)[0] is None
+
+
+@given(handler_lags=st.floats(0, 0.9))
+def test_a_trickle_is_cut_though_now_and_then_a_look_finds_a_byte_unread(handler_lags: float) -> None:
+    """The handler reads on, only not at once: the window goes on, and its end is seen at the next look."""
+    life = Life(limits(min_read_rate=100, read_grace=10))
+    late = iter([int(handler_lags * 10 * number) % 10 < handler_lags * 10 - 5 for number in range(1000)])
+    reason, when = life.run(
+        1000.0, lambda now: traffic(int(now * 10) + 1, heard=now), lambda now: Asked(unread=int(next(late)))
+    )
+    assert reason is EndReason.MIN_READ_RATE
+    assert when <= 100
+
+
 # -- the next look
 
 
@@ -270,7 +381,7 @@ def test_the_next_look_is_in_the_future_and_in_time(
     rules, seen = life
     marks = Marks(0.0, luck)
     for now, figures in seen:
-        reason, again = verdict(rules, marks, figures, now)
+        reason, again = verdict(rules, marks, figures, now, NOTHING)
         if reason is not None:
             return
         assert again > now
@@ -297,5 +408,5 @@ def test_a_reason_is_always_one_of_a_limit_that_is_set(
         EndReason.MIN_READ_RATE: rules.rate, EndReason.SEND_TIMEOUT: rules.send,
     }  # fmt: skip
     for now, figures in seen:
-        reason, _ = verdict(rules, marks, figures, now)
+        reason, _ = verdict(rules, marks, figures, now, NOTHING)
         assert reason is None or limit_of[reason] is not None

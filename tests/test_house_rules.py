@@ -55,6 +55,7 @@ FLOORS = (
     {"_entry"},
     {"_opening"},
     {"_connection"},
+    {"_glances"},
     {"_acceptor", "_background", "_one_request", "logs"},
     {"_datagrams"},
     {"_tls_sockets"},

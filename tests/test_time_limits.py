@@ -194,6 +194,64 @@ def test_a_short_request_may_wait_for_a_slow_answer(case: Case) -> None:
         assert served.reasons() == ["done"]
 
 
+PIECES = 12
+
+
+async def _reads_late(peer: Peer) -> None:
+    """A few bytes at a time, as a handler does that has to think about each piece."""
+    total = 0
+    while total < PIECES * 20:
+        total += len(await peer.recv(20))
+        await peer.pause(0.12)
+    await peer.sendall(b"%d" % total)
+
+
+@in_every_way(EVERY)
+def test_who_has_sent_all_at_once_to_a_handler_that_reads_late_is_not_slow(case: Case) -> None:
+    with serving(case, _reads_late, **RATE) as served, served.connect() as client:
+        client.sendall(bytes(PIECES * 20))
+        assert client.recv(100) == b"%d" % (PIECES * 20)
+        leave(client)
+        assert served.reasons() == ["done"]
+
+
+async def _answers_each_late(peer: Peer) -> None:
+    for _ in range(3):
+        assert len(await peer.recv(9)) == 9
+        await peer.pause(0.8)
+        await peer.sendall(b"answer")
+
+
+@in_every_way(EVERY)
+def test_who_asks_again_before_its_first_answer_is_not_slow(case: Case) -> None:
+    """What it says lies unread meanwhile: nobody waits for it."""
+    with serving(case, _answers_each_late, **RATE) as served, served.connect() as client:
+        for _ in range(3):
+            client.sendall(b"question\n")
+            heard_within(client, 0.25)
+        assert client.makefile("rb").read(18) == b"answer" * 3
+        leave(client)
+        assert served.reasons() == ["done"]
+
+
+async def _lets_it_wait(peer: Peer) -> None:
+    """Until nothing more is taken from the client, then reads it all."""
+    await peer.pause(0.8)
+    await _takes_it_all(peer)
+
+
+@in_every_way(EVERY)
+def test_backpressure_is_not_the_clients_slowness(case: Case) -> None:
+    """More than the buffers hold: the client stands still because the handler does."""
+    with serving(case, _lets_it_wait, min_read_rate=1e6, read_grace=0.2) as served, served.connect() as client:
+        in_all = 8 << 20
+        with in_a_thread(client.sendall, bytes(in_all)):
+            heard_within(client, 0.7)
+        client.shutdown(socket.SHUT_WR)
+        assert client.makefile("rb").read() == b"%d" % in_all
+        assert served.reasons() == ["done"]
+
+
 # -- send_timeout
 
 
@@ -241,6 +299,53 @@ def test_a_peer_that_reads_slowly_is_not(case: Case) -> None:
             left -= len(data)
             ready.wait(0.06)
         assert client.recv(1) == b""
+        assert served.reasons() == ["done"]
+
+
+async def _ticks(peer: Peer) -> None:
+    """Writes on whatever becomes of it, by little enough never to fill what lies between."""
+    try:
+        for _ in range(120):
+            await peer.sendall(bytes(1500))
+            await peer.pause(0.02)
+        peer.note("all of it")
+    except ConnectionError:
+        peer.note("error")
+        raise
+
+
+@in_every_way(EVERY)
+def test_a_peer_that_does_not_read_is_cut_while_its_handler_writes_on(case: Case) -> None:
+    with serving(case, _ticks, send_timeout=0.4) as served, served.connect(buffer=4096) as client:
+        assert served.reasons() == ["send_timeout"]
+        assert served.notes()[-2:] == ["error", "finish"]
+        (connection,) = served.ends()
+        assert connection.age < 2
+        assert client.fileno() >= 0  # it has been there all the time
+
+
+@in_every_way(EVERY)
+def test_a_peer_that_reads_more_slowly_than_its_handler_writes_is_not(case: Case) -> None:
+    """Less than half of what is written, so that more and more waits; each pause a fraction of the limit."""
+    with serving(case, _ticks, send_timeout=0.5) as served, served.connect(buffer=4096) as client:
+        end, pause = time.monotonic() + 1.5, threading.Event()
+        while time.monotonic() < end:
+            assert client.recv(2000)
+            pause.wait(0.06)
+        assert served.ends() == []
+        leave(client)
+        assert served.reasons() != ["send_timeout"]
+
+
+@in_every_way(EVERY)
+def test_a_handler_that_sends_now_and_then_to_a_peer_that_reads_is_not_cut(case: Case) -> None:
+    async def sends(peer: Peer) -> None:
+        for _ in range(20):
+            await peer.sendall(b"x")
+            await peer.pause(LIMIT / 3)
+
+    with serving(case, sends, send_timeout=LIMIT) as served, served.connect() as client:
+        assert len(client.makefile("rb").read()) == 20
         assert served.reasons() == ["done"]
 
 
@@ -364,16 +469,57 @@ def test_tls_of_the_handlers_own_is_cut_as_well(case: Case) -> None:
         assert connection.bytes_in > 100  # the handshake counts, too
 
 
-@in_every_way([case for case in EVERY if case.is_unix and case.way.name == "thread"])
-def test_tls_over_a_unix_socket_is_not_taken_for_idle(case: Case) -> None:
-    """Nobody counts there: then the age alone is known."""
-    limits: dict[str, Any] = {"idle_timeout": 0.15, "connection_timeout": 0.6, "connection_jitter": 0.0}
-    with serving(case, _in_tls, **limits) as served, served.connect() as plain:
+WRAPPED_UNIX = [case for case in EVERY if case.is_unix and case.way.name in ("plain", "thread", "fork")]
+
+
+@in_every_way(WRAPPED_UNIX)
+def test_tls_over_a_unix_socket_is_cut_when_nothing_moves(case: Case) -> None:
+    """Nobody counts there; but who looks at a copy of the descriptor sees that something has moved since last time."""
+    with serving(case, _in_tls, idle_timeout=LIMIT) as served, served.connect() as plain:
         with _tls_context(ssl.PROTOCOL_TLS_CLIENT).wrap_socket(plain, suppress_ragged_eofs=True) as client:
-            assert ping(client, 0.4, every=0.03) > 3
+            assert ping(client, LIMIT * 5, every=LIMIT / 5) > 5
+            assert served.ends() == []
+            began = time.monotonic()
+            assert until(served.ends, LIMIT * 3 + LATE)
+            assert time.monotonic() - began >= LIMIT * 0.7  # it was pinged up to a pause ago
             with suppress(OSError):
-                client.recv(1)
-        assert served.reasons() == ["connection_timeout"]
+                assert client.recv(1) == b""
+        assert served.reasons() == ["idle_timeout"]
+        assert served.notes() == ["end", "finish"]
+        assert [(end.bytes_in, end.bytes_out) for end in served.ends()] == [(None, None)]
+
+
+@in_every_way(WRAPPED_UNIX)
+def test_what_only_the_handler_sends_moves_as_well(case: Case) -> None:
+    async def tells(peer: Peer) -> None:
+        await peer.wrap(_tls_context(ssl.PROTOCOL_TLS_SERVER))
+        for _ in range(20):
+            await peer.sendall(b"x")
+            await peer.pause(LIMIT / 4)
+        peer.request.close()
+
+    with serving(case, tells, idle_timeout=LIMIT) as served, served.connect() as plain:
+        with _tls_context(ssl.PROTOCOL_TLS_CLIENT).wrap_socket(plain, suppress_ragged_eofs=True) as client:
+            assert len(client.makefile("rb").read()) == 20
+        assert served.reasons() == ["done"]
+
+
+@in_every_way(WRAPPED_UNIX)
+def test_a_wrapped_flood_to_a_peer_that_does_not_read_is_cut(case: Case) -> None:
+    async def floods(peer: Peer) -> None:
+        await peer.wrap(_tls_context(ssl.PROTOCOL_TLS_SERVER))
+        try:
+            while True:
+                await peer.sendall(bytes(65536))
+        except OSError:
+            peer.note("error")
+        finally:
+            peer.request.close()
+
+    with serving(case, floods, send_timeout=LIMIT) as served, served.connect() as plain:
+        with _tls_context(ssl.PROTOCOL_TLS_CLIENT).wrap_socket(plain, suppress_ragged_eofs=True):
+            assert served.reasons() == ["send_timeout"]
+        assert served.notes() == ["error", "finish"]
 
 
 # -- handlers that do not end

@@ -16,6 +16,7 @@ from weakref import ref
 
 from ._encrypted import LONGEST_PARTING, PARTING
 from ._meters import MeteredSocket, out_queue
+from .errors import LineTooLong
 
 if TYPE_CHECKING:
     import ssl
@@ -78,6 +79,7 @@ async def open_streams(
     if connection is not None:
         connection.follow(plain)
         reader.tally = connection.tally
+        connection.backlog = reader.backlog_of_a_handler()
         request.connection = connection  # which the server looks for there when the request has ended
     if tls is not None:
         plain.end_for(reader)
@@ -102,11 +104,22 @@ def _look_at(over: asyncio.Future[None]) -> None:
 
 
 class CountedReader(asyncio.StreamReader):
-    """A `StreamReader` that counts what it is fed, and tells of it: whoever waits for that goes on."""
+    """A `StreamReader` that counts what it is fed, and tells of it: whoever waits for that goes on.
+
+    `max_line` bounds its lines, which asyncio's `limit` does not do to the byte; nor does that let who goes on reading
+    begin with the next line.
+    """
 
     tally: Tally | None = None
     turn: Callable[[], object] = int
+    max_line: int | None = None
+    """How long a line may be, with its end; a longer one is `LineTooLong`."""
     _eof: bool
+    _buffer: bytearray
+    _exception: Exception | None
+    _waiter: asyncio.Future[None] | None
+    _rest_up_to: tuple[bytes, ...] = ()
+    """What ends the long line that we are in, if we are in one."""
 
     def feed_data(self, data: Any) -> None:
         if self._eof:  # it has been told to end; more may come all the same
@@ -119,11 +132,72 @@ class CountedReader(asyncio.StreamReader):
 
     def held(self) -> int:
         """Bytes that it has been fed, and nobody has read."""
-        return len(self._buffer)  # type: ignore[attr-defined]
+        return len(self._buffer)
+
+    def backlog_of_a_handler(self) -> Callable[[], int]:
+        """Tells how many bytes a handler leaves unread that does not wait for more of them."""
+        known = ref(self)  # a connection may be remembered for longer than its streams
+
+        def backlog() -> int:
+            reader = known()
+            return 0 if reader is None or reader._waiter is not None else reader.held()
+
+        return backlog
+
+    async def readuntil(self, separator: Any = b"\n") -> bytes:
+        """As asyncio has it, but for lines that are too long. `readline` and iteration come by here."""
+        ends = separator if isinstance(separator, tuple) else (separator,)
+        if self.max_line is None or not ends or not all(ends):
+            return await super().readuntil(separator)
+        if self._exception is not None:
+            raise self._exception
+        while self._rest_up_to and not self._skip():
+            await self._more()
+        while not (end := self._end_of_line(ends)) and len(self._buffer) <= self.max_line and not self._eof:
+            await self._more()
+        if (end or len(self._buffer)) > self.max_line:
+            self._give_up(end, ends, self.max_line + 1)
+            raise LineTooLong(f"the peer has sent a line longer than max_line = {self.max_line} bytes")
+        line = self._cut(end or len(self._buffer))
+        if not end:
+            raise asyncio.IncompleteReadError(line, None)
+        return line
+
+    def _end_of_line(self, ends: tuple[bytes, ...]) -> int:
+        """Where the first line ends, and with it what ends it; 0 if that is not there yet."""
+        return min((found + len(end) for end in ends if (found := self._buffer.find(end)) >= 0), default=0)
+
+    def _give_up(self, end: int, ends: tuple[bytes, ...], size: int) -> None:
+        """Take so much of a line that is too long, but no part of what ends it. The rest is to be skipped."""
+        if end == size:
+            self._cut(end)
+        else:
+            self._cut(max(0, size + 1 - max(map(len, ends))))
+            self._rest_up_to = ends
+
+    def _skip(self) -> bool:
+        """Throw away the rest of a long line, as far as it is there; whether that was all of it."""
+        end = self._end_of_line(self._rest_up_to)
+        if end or self._eof:
+            self._rest_up_to = ()
+            self._cut(end or len(self._buffer))
+            return True
+        self._cut(max(0, len(self._buffer) + 1 - max(map(len, self._rest_up_to))))
+        return False
+
+    def _cut(self, size: int) -> bytes:
+        data = bytes(self._buffer[:size])
+        del self._buffer[:size]
+        self._maybe_resume_transport()  # type: ignore[attr-defined]
+        return data
+
+    async def _more(self) -> None:
+        await self._wait_for_data("readuntil")  # type: ignore[attr-defined]
 
     def begin_anew(self) -> None:
         """Forget what has been read ahead, and let another transport feed it."""
-        self._buffer.clear()  # type: ignore[attr-defined]
+        self._buffer.clear()
+        self._rest_up_to = ()
         self._transport = None
 
 

@@ -10,7 +10,7 @@ from _weakref import ref as _reference  # `weakref` is three times as dear, and 
 from time import monotonic
 
 from ._addresses import unmapped
-from ._meters import Counting, Metered, Tally, kernel_counts, kernel_figures, kernel_totals, kernel_traffic
+from ._meters import Counting, Metered, Tally, in_queue, kernel_counts, kernel_figures, kernel_totals, kernel_traffic
 from .events import EndReason
 
 TYPE_CHECKING = False
@@ -73,6 +73,10 @@ class Connection:
     kept: Any = None
     """A second descriptor of it: the parent's where a child serves it, ours where a handler has wrapped the first."""
     marks: Any = None
+    glances: Any = None
+    """What can be seen of it where nobody counts (`_glances`), for the time limits."""
+    backlog: Any = None
+    """How much a handler has left unread of what was read for it, where that can be known: asyncio's streams."""
     tally: Tally | None = None
     _ended: float | None = None
     _local: Any = None
@@ -216,6 +220,42 @@ class Connection:
             reading = found or self._seen
         return kernel_traffic(*reading) if isinstance(reading, tuple) else reading
 
+    def look(self) -> Traffic | None:
+        """What the time limits go by: what has gone over it or, where nobody knows that, whether something has."""
+        tally = self.tally
+        if tally is not None and tally.blind and self._last is None:
+            self.goes_unseen()
+            self._glance()
+        return self.measure() if self.glances is None else self.glances.traffic(self.current_socket())
+
+    def uncounted(self) -> int:
+        """Bytes that have come, and count only when they are read."""
+        return 0 if self.tally is None else in_queue(self.current_socket())
+
+    def unread(self) -> int:
+        """Bytes that have come, and were not read by its handler, as far as that is known."""
+        return in_queue(self.current_socket()) + (0 if self.backlog is None else self.backlog())
+
+    def peer_takes(self, traffic: Traffic) -> tuple[int, ...]:
+        """Numbers of which one grows when the peer takes something. Two looks tell whether it does."""
+        if self.tally is None:
+            return (traffic.taken,)
+        from ._glances import peer_takes  # only where somebody has to know
+
+        return peer_takes(self.current_socket(), traffic.sent)
+
+    def _glance(self) -> None:
+        from ._glances import Glances
+
+        try:
+            if self.kept is not None and self._ended is None:
+                self.glances = Glances(self.kept)
+        except (AttributeError, OSError):  # there is no epoll; nor a descriptor for it
+            return
+        keeper = self._server._portico_connections.keeper
+        if keeper is not None:
+            keeper.look_at(self)
+
     def _read(self) -> Reading | None:
         if self.tally is not None:
             return self.tally.traffic(self.current_socket())
@@ -295,21 +335,31 @@ class Connection:
         """Its descriptor is about to go to another object, as when a handler wraps it in TLS.
 
         With time limits it is followed by a copy, which is closed when the connection ends. Not without: a handler that
-        closes what it has wrapped is to be seen to close it, as in `socketserver`.
+        closes what it has wrapped is to be seen to close it, as in `socketserver`. Over Unix sockets what takes its
+        place does not count: then looks at the copy tell that something moves, here or in the parent of a child.
         """
-        if self.tally is None:
+        counted = self.tally is not None
+        if not counted:
             self.measure()
             self._socket = _nothing
+        elif self.shared is not None:
+            self.shared.blind = True
+            self.goes_unseen()
+            return
         else:
-            self.goes_unseen()  # what takes its place does not count
+            self.goes_unseen()
         followed = self.kept is None and self.marks is not None
         if followed and (self.runner is not None or self._server._portico_closes_requests()):
             self.kept = socket.fromfd(sock.fileno(), sock.family, sock.type, sock.proto)
+            if counted:
+                self._glance()
 
     def over(self) -> float:
         """It has ended: free what it holds. Returns the seconds that it has lasted."""
         self._ended = now = monotonic()
         self.settle()
+        if self.glances is not None:
+            self.glances.close()
         if self.kept is not None:
             self.kept.close()
             self.kept = None

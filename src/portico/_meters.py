@@ -57,18 +57,22 @@ _INET: Final = (int(socket.AF_INET), int(socket.AF_INET6))
 class Traffic:
     """What has gone over a connection: bytes both ways, and when, by `time.monotonic`."""
 
-    __slots__ = ("heard", "received", "said", "sent", "taken", "waiting")
+    __slots__ = ("glimpsed", "gone", "heard", "received", "said", "sent", "taken", "waiting")
 
     def __init__(self, received: int, sent: int, *, taken: int, waiting: int, heard: float, said: float) -> None:
         self.received = received
         self.sent = sent
+        self.gone = sent
+        """A number that changes when something is sent that was not sent before."""
         self.taken = taken
-        """Of what was sent, a number that grows with what the peer has taken."""
+        """A number that grows when the peer takes something, and at nothing else; where the kernel counts."""
         self.waiting = waiting
         """Above 0 if something has been sent that the peer has not taken."""
         self.heard = heard
         """When bytes last came; when the connection began, if none has."""
         self.said = said
+        self.glimpsed = False
+        """Whether it is only known that something has moved between one look and the next (`_glances`)."""
 
 
 class Tally:
@@ -76,6 +80,8 @@ class Tally:
 
     __slots__ = ("_told", "heard", "received", "said", "sent", "unsent")
     patience = 0.0
+    blind = False
+    """Whether what is counted elsewhere, for this one, is not counted any more."""
     """Seconds after an answer in which its peer is not believed to be idle."""
 
     def __init__(self, now: float) -> None:
@@ -89,9 +95,8 @@ class Tally:
         if self.unsent is not None:
             unsent = self.unsent()
             sent = self._told = max(self._told, sent - unsent)
-        waiting = 0 if sock is None else out_queue(sock)
-        taken, waiting = sent - waiting, waiting + unsent
-        return Traffic(self.received, sent, taken=taken, waiting=waiting, heard=self.heard, said=self.said)
+        waiting = unsent if sock is None else unsent + out_queue(sock)
+        return Traffic(self.received, sent, taken=sent, waiting=waiting, heard=self.heard, said=self.said)
 
 
 def kernel_counts_family(family: int) -> bool:
@@ -128,11 +133,12 @@ def kernel_totals(figures: bytes) -> tuple[int, int]:
 
 def kernel_traffic(figures: bytes, now: float) -> Traffic:
     """What figures read at that time say."""
-    _, unacked, said_ago, heard_ago, _, _, unsent, _, _ = _unpack(figures)
+    _, unacked, said_ago, heard_ago, acknowledged, _, unsent, gone, again = _unpack(figures)
     received, sent = kernel_totals(figures)
-    waiting = unacked + unsent
     heard, said = now - heard_ago / 1000, now - said_ago / 1000
-    return Traffic(received, sent, taken=sent - waiting, waiting=waiting, heard=heard, said=said)
+    traffic = Traffic(received, sent, taken=acknowledged, waiting=unacked + unsent, heard=heard, said=said)
+    traffic.gone = gone - again
+    return traffic
 
 
 def in_queue(sock: Any) -> int:
@@ -153,7 +159,7 @@ def _queue(sock: Any, which: int) -> int:
         answer = array("i", [0])
         ioctl(sock.fileno(), which, answer)
         return answer[0]
-    except (ImportError, OSError, ValueError):
+    except (ImportError, OSError, ValueError, AttributeError):  # not here; closed; none
         return 0
 
 

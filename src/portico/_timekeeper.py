@@ -51,7 +51,7 @@ class Timekeeper:
         """A connection has begun."""
         now = monotonic()
         connection.marks = marks = Marks(now, random())
-        _, when = verdict(self.limits, marks, connection.measure(), now)
+        _, when = verdict(self.limits, marks, connection.look(), now, connection)
         self._push(when, connection)
 
     def change(self, limits: TimeLimits, connections: Iterable[Connection]) -> None:
@@ -77,18 +77,25 @@ class Timekeeper:
                     return when - now
                 heappop(self._heap)
             marks = connection.marks
-            if marks is None:
-                continue  # it has ended
-            reason, again = verdict(self.limits, marks, connection.measure(), now)
+            if marks is None or marks.due != when:
+                continue  # it has ended, or is to be looked at another time
+            reason, again = verdict(self.limits, marks, connection.look(), now, connection)
             if reason is not None:
                 connection.cut(reason)
             elif again < _NEVER:
                 self._push(max(again, now + 0.001), connection)
         return 0.0
 
+    def look_at(self, connection: Connection) -> None:
+        """At this one now, whenever it was to be looked at."""
+        if connection.marks is not None:
+            self._push(0.0, connection)
+
     def _push(self, when: float, connection: Connection) -> None:
-        if when == _NEVER:
+        marks = connection.marks
+        if when == _NEVER or marks is None:
             return
+        marks.due = when
         with self._lock:
             heap = self._heap
             sooner = not heap or when < heap[0][0]

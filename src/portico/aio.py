@@ -25,7 +25,7 @@ from ._opening import Undecided
 from ._requests import end_request, note_cut, note_failure, request_context, request_failed
 from ._sealed import open_late, unseal
 from .errors import TLSError
-from .handlers import BaseRequestHandler, DatagramRequestHandler
+from .handlers import BaseRequestHandler, DatagramRequestHandler, check_max_line
 from .lifecycle import HookFailed
 
 if TYPE_CHECKING:
@@ -109,22 +109,32 @@ class AsyncStreamRequestHandler(AsyncBaseRequestHandler[ServerT, Any]):
     """A handler with asyncio's streams: `rfile` is a `StreamReader`, `wfile` a `StreamWriter`.
 
     The streams own the connection from `setup` on, and close it in `finish`, when what was written has been sent.
+
+    `max_line` is as `StreamRequestHandler`'s: at a longer line `readline()`, iteration and `readuntil()`, which counts
+    up to the end of what it looks for, raise `LineTooLong`; the rest of it is skipped, never taken for a line.
     """
 
     limit: int = 65536
-    """The longest line, in bytes, that `rfile.readline` takes (asyncio's own setting)."""
+    """asyncio's own setting, in bytes: `rfile` reads ahead up to twice as much.
+
+    Without `max_line` it is also how long a line may be, not counting its newline: asyncio raises `ValueError` then.
+    """
+    max_line: int | None = None
 
     rfile: asyncio.StreamReader
     wfile: asyncio.StreamWriter
 
     async def setup(self) -> None:
+        check_max_line(self.max_line)
         request = self.request
         await open_late(request)
         if getattr(request, "secured", False):  # which has streams already
             self.rfile, self.wfile = request.reader, request.writer
+            request.reader.max_line = self.max_line
             return
         loop = asyncio.get_running_loop()
         self.rfile = reader = CountedReader(limit=self.limit, loop=loop)
+        reader.max_line = self.max_line
         self.wfile = await open_streams(request, reader, asyncio.StreamReaderProtocol(reader, loop=loop))
 
     async def start_tls(self) -> None:

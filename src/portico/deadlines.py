@@ -10,9 +10,17 @@ from .events import EndReason
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Final
+    from typing import Any, Final, Protocol
 
     from ._meters import Traffic
+
+    class Asked(Protocol):
+        """What has to be asked for, as it is not wanted at each look: a `Connection`."""
+
+        def uncounted(self) -> int: ...
+        def unread(self) -> int: ...
+        def peer_takes(self, traffic: Traffic, /) -> tuple[int, ...]: ...
+
 
 __all__ = ["Marks", "TimeLimits", "verdict"]
 
@@ -43,25 +51,35 @@ class Marks:
     """What earlier looks at a connection have seen. `luck` is a number from 0 to 1, for the jitter."""
 
     __slots__ = (
-        "began", "luck", "moved", "moved_at", "said", "taken", "window_answered", "window_received", "window_since"
+        "arrived", "began", "due", "gone", "heard", "luck", "moved", "moved_at", "read", "said", "window_answered",
+        "window_received", "window_since",
     )  # fmt: skip
 
     def __init__(self, began: float, luck: float) -> None:
         self.began = began
         self.luck = luck
-        self.taken = 0
-        """Bytes that the peer had taken, and when the last of them was sent: what was sent again does not count."""
+        self.due = 0.0
+        """When it is to be looked at next."""
+        self.gone = 0
+        """What had been sent, and when the last of it was: what was sent again does not count."""
         self.said = began
-        self.moved: tuple[int, int] | None = None
-        """What was sent and what waited, when something waited for the peer; and since when it has been just that."""
+        self.moved: tuple[int, ...] | None = None
+        """What the peer had taken when something waited for it; and since when it has taken nothing."""
         self.moved_at = began
+        self.arrived = 0
+        """Bytes that had come, whether or not they were read, and when the last of them had."""
+        self.heard = began
+        self.read = -1
+        """How many of them its handler had read, when it had not read all."""
         self.window_since: float | None = None
         """Since when the peer has been sending without an answer, with how many bytes received before."""
         self.window_received = 0
         self.window_answered = 0
 
 
-def verdict(limits: TimeLimits, marks: Marks, traffic: Traffic | None, now: float) -> tuple[EndReason | None, float]:
+def verdict(
+    limits: TimeLimits, marks: Marks, traffic: Traffic | None, now: float, asked: Asked
+) -> tuple[EndReason | None, float]:
     """Why the connection is to end, if it is; and when it is to be looked at again. None: its traffic is not known."""
     again = _NEVER
     if limits.age is not None:
@@ -71,55 +89,74 @@ def verdict(limits: TimeLimits, marks: Marks, traffic: Traffic | None, now: floa
     if traffic is None:
         return None, again
     if limits.send is not None:
-        stalled, look = _stalled(limits.send, marks, traffic, now)
+        stalled, look = _stalled(limits.send, marks, traffic, asked, now=now)
         if stalled:
             return EndReason.SEND_TIMEOUT, look
         again = min(again, look)
     if limits.idle is not None:
-        if traffic.taken != marks.taken:
-            marks.taken, marks.said = traffic.taken, traffic.said
+        if traffic.gone != marks.gone:
+            marks.gone, marks.said = traffic.gone, traffic.said
         look = max(traffic.heard, marks.said) + limits.idle
         if now >= look:
             return EndReason.IDLE_TIMEOUT, look
-        again = min(again, look)
+        again = min(again, look, now + limits.idle / _LOOKS if traffic.glimpsed else _NEVER)
     if limits.rate is not None:
-        if _too_slow(limits.rate, limits.grace, marks, traffic, now=now):
+        if _too_slow(limits.rate, marks, traffic, asked, grace=limits.grace, now=now):
             return EndReason.MIN_READ_RATE, now
         again = min(again, now + limits.grace / _LOOKS)
     return None, again
 
 
-def _stalled(patience: float, marks: Marks, traffic: Traffic, now: float) -> tuple[bool, float]:
-    """Whether something has been waiting for the peer, and the same for so long; and when to look again."""
-    state = traffic.taken, traffic.waiting
+def _stalled(patience: float, marks: Marks, traffic: Traffic, asked: Asked, *, now: float) -> tuple[bool, float]:
+    """Whether something has been waiting for the peer, which has taken nothing for so long; and when to look again.
+
+    What is sent meanwhile is no sign of the peer's, so that what has been taken is compared, not what waits.
+    """
     if not traffic.waiting:
         marks.moved = None
         return False, now + patience / _LOOKS
-    if state != marks.moved:
-        marks.moved, marks.moved_at = state, now
+    before, marks.moved = marks.moved, asked.peer_takes(traffic)
+    if before is None or any(later > earlier for earlier, later in zip(before, marks.moved, strict=False)):
+        marks.moved_at = now
     overdue = marks.moved_at + patience
     return now >= overdue, overdue
 
 
-def _too_slow(rate: float, grace: float, marks: Marks, traffic: Traffic, *, now: float) -> bool:
+def _too_slow(rate: float, marks: Marks, traffic: Traffic, asked: Asked, *, grace: float, now: float) -> bool:
     """Whether the peer has been sending for longer than `grace`, without an answer, and slower than `rate`.
 
     Who sends a short request, in whatever pieces, and waits for its answer is not measured: only what comes after the
-    first piece counts, up to the last.
+    first piece counts, up to the last. Nor is one whose handler leaves unread what it has sent.
     """
+    _note_arrivals(marks, traffic, asked.uncounted(), now)
     if traffic.sent != marks.window_answered:
-        marks.window_answered, marks.window_since = traffic.sent, None
-        marks.window_received = traffic.received
-        return False
-    received = traffic.received - marks.window_received
+        marks.window_answered = traffic.sent
+        return _measure_anew(marks, None)
     if marks.window_since is None:
-        if received:
-            marks.window_since, marks.window_received = now, traffic.received
-        return False
-    lasted = traffic.heard - marks.window_since  # not until now: it may say no more, and wait for its answer
+        return _measure_anew(marks, now) if marks.arrived > marks.window_received else False
+    lasted = marks.heard - marks.window_since  # not until now: it may say no more, and wait for its answer
+    unread = asked.unread()
+    if _handler_reads_nothing(marks, unread):
+        return _measure_anew(marks, None)
     if lasted < grace:
         return False
-    if received < rate * lasted:
-        return True
-    marks.window_since, marks.window_received = now, traffic.received
+    if marks.arrived - marks.window_received >= rate * lasted:
+        return _measure_anew(marks, now)
+    return not unread  # else its handler has what to go on with, and we see next time
+
+
+def _note_arrivals(marks: Marks, traffic: Traffic, uncounted: int, now: float) -> None:
+    arrived = traffic.received + uncounted
+    if arrived > marks.arrived:
+        marks.arrived, marks.heard = arrived, now if uncounted else traffic.heard
+
+
+def _measure_anew(marks: Marks, since: float | None) -> bool:
+    marks.window_since, marks.window_received, marks.read = since, marks.arrived, -1
     return False
+
+
+def _handler_reads_nothing(marks: Marks, unread: int) -> bool:
+    """Whether it has read nothing since the last look, though there was something: nobody waits for the peer."""
+    before, marks.read = marks.read, marks.arrived - unread if unread else -1
+    return before == marks.read >= 0

@@ -20,7 +20,14 @@ if TYPE_CHECKING:
 
     from .client import Client, TLSInfo
 
-__all__ = ["STEPS", "BaseRequestHandler", "DatagramRequestHandler", "StreamRequestHandler", "does_no_more"]
+__all__ = [
+    "STEPS",
+    "BaseRequestHandler",
+    "DatagramRequestHandler",
+    "StreamRequestHandler",
+    "check_max_line",
+    "does_no_more",
+]
 
 
 class _Payload:
@@ -147,7 +154,7 @@ class StreamRequestHandler(BaseRequestHandler[ServerT, _socket.socket]):
     wfile: BufferedIOBase
 
     def setup(self) -> None:
-        _check_max_line(self.max_line)
+        check_max_line(self.max_line)
         self.connection = self.request
         if self.timeout is not None:
             self.connection.settimeout(self.timeout)
@@ -195,7 +202,8 @@ class StreamRequestHandler(BaseRequestHandler[ServerT, _socket.socket]):
         self.rfile.close()
 
 
-def _check_max_line(value: Any) -> None:
+def check_max_line(value: Any) -> None:
+    """Raises `SettingError` if it is no such limit."""
     if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
         raise SettingError(f"max_line must be a whole number of bytes from 1 up, or None, not {value!r}")
 
