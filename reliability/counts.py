@@ -80,7 +80,7 @@ def _figures(
     differing = _differences(way, over, clients, pages)
     totals = _totals(clients, stats, pages)
     return [
-        exactly("clients that failed", _listed(wrong), 0),
+        exactly("clients gone wrong", _listed(wrong), 0),
         exactly("connections without just one start and one end", sum(not _once(page) for page in pages), 0),
         exactly("other reasons or bytes than the client's", _listed(differing), 0),
         exactly("sums that differ", _listed(totals), 0),

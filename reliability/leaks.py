@@ -15,9 +15,9 @@ from .ways import TCP, TLS, UNIX, Over, Way
 
 __all__ = ["experiment", "mixed", "round_of"]
 
-SETTINGS = {"max_connections": 300, "connection_rate_per_client": 10_000, "idle_timeout": 3, "send_timeout": 3}
+SETTINGS = {"max_connections": 300, "connection_rate_per_client": 10_000, "idle_timeout": 1.5, "send_timeout": 1.5}
 GROWTH = 0.5
-FORGOTTEN = 3.5
+FORGOTTEN = 2.0
 """Seconds after which time limits keep nothing more of connections that have ended."""
 _BIG = b"y" * 200_000 + b"\n"
 
@@ -26,8 +26,8 @@ def experiment(way: Way, plan: Plan) -> list[Row]:
     """Rounds of 400 connections (of 100 with forks, and with TLS) that are short, long, reset, half-closed, cut by the
     operator, or whose handlers raise, sleep or close twice, with limits and time limits set, over TCP, Unix sockets and
     TLS. After some rounds to warm up there must be no child, descriptor, thread, green thread or task more at the end
-    than before, nor 1,000 objects of the garbage collector; the median of memory in the last rounds may be 0.5 MiB above
-    that in the first. Before it is read, what is free is given back to the system."""
+    than before, nor 1,000 objects of the garbage collector; the median of memory in the last rounds may be 0.5 MiB
+    above that in the first. Before it is read, what is free is given back to the system."""
     return [_leaked(way, over, plan) for over in (TCP, UNIX, TLS)]
 
 
