@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from .serving import LOCAL, ask, connected, line_of, made, program, rest, serving, took, until, upper
+from .serving import LOCAL, ask, connected, is_waiting, line_of, made, program, rest, serving, took, until, upper
 
 AT_ONCE = 0.05
 
@@ -227,3 +227,21 @@ def test_control_c_leaves_the_loop_as_an_exception(ss: ModuleType) -> None:
         process.send_signal(signal.SIGINT)
         assert line_of(process) == "interrupted"
         assert process.wait(5) == 0
+
+
+@pytest.mark.parametrize("end", ["shutdown", "server_close"])
+@pytest.mark.parametrize("kind", ["TCPServer", "ThreadingTCPServer", "ForkingTCPServer", "UDPServer"])
+def test_handle_request_returns_when_another_thread_ends_its_server(ss: ModuleType, kind: str, end: str) -> None:
+    server = getattr(ss, kind)(LOCAL, upper)
+    try:
+        waiting = threading.Thread(target=server.handle_request, daemon=True)
+        waiting.start()
+        assert until(lambda: is_waiting(waiting), 2)
+        ending = threading.Thread(target=getattr(server, end), daemon=True)
+        ending.start()
+        waiting.join(1)
+        assert not waiting.is_alive()
+        ending.join(1)
+        assert not ending.is_alive()
+    finally:
+        server.server_close()
