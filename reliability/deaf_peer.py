@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import time
+from contextlib import suppress
 
 from . import processes
 from .results import Plan, Row, at_most, exactly, shown
@@ -87,7 +88,8 @@ def _reads_late(way: Way, mebibytes: int) -> Row:
             while time.monotonic() < end:
                 memory.look()
                 time.sleep(0.02)
-            sock.shutdown(socket.SHUT_WR)
+            with suppress(OSError):  # it has been cut, which the bytes will show
+                sock.shutdown(socket.SHUT_WR)
             got, first = _all_of(sock, memory)
         stats = server.settled()
     return Row(
@@ -107,9 +109,10 @@ def _all_of(sock: socket.socket, memory: _Memory) -> tuple[int, float]:
     """How many bytes come to the end, and when the first was asked for."""
     buffer, got, began = bytearray(MIB), 0, time.monotonic()
     seen = 0
-    while number := sock.recv_into(buffer):
-        got += number
-        if got - seen >= 64 * MIB:
-            memory.look()
-            seen = got
+    with suppress(ConnectionError):
+        while number := sock.recv_into(buffer):
+            got += number
+            if got - seen >= 64 * MIB:
+                memory.look()
+                seen = got
     return got, began
