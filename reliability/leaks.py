@@ -32,7 +32,8 @@ def experiment(way: Way, plan: Plan) -> list[Row]:
 
 
 def _leaked(way: Way, over: Over, plan: Plan) -> Row:
-    warm, rounds, each = plan.of(6, 1), plan.of(24, 3), plan.of(400, 60)
+    warm, rounds = plan.of(6 if over is TCP else 3, 1), plan.of(24 if over is TCP else 9, 3)
+    each = plan.of(400, 60)
     each //= 4 if way.forks or over.tls else 1
     sizes, failed = [], 0
     with processes.serving(way, over, settings=SETTINGS) as server:
