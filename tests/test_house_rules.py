@@ -25,6 +25,7 @@ FLOORS = (
     {"presets", "green_presets", "async_presets"},
     {"threads", "forks", "green", "aio"},
     {"_green_tls", "_async_tls"},
+    {"_forked_words"},
     {"_forked_figures"},
     {"_async_streams", "_forked_openings", "_green_datagrams"},
     {"_green_sockets", "_async_sockets", "_workers", "_datagram_pool", "_children"},

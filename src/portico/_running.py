@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 __all__ = ["CUT", "StopsOnSignals"]
 
+# Seconds that the main thread has for the end of its signal handler.
+_BACK: Final = 0.01
 CUT: Final = 3
 """The exit status when connections had to be cut."""
 
@@ -54,7 +56,7 @@ class StopsOnSignals:
         self._before: dict[int, Any] = {}
         self._drains: list[Drain] = []
         self._helpers: list[_Helper] = []
-        self._stopping = False
+        self._stopping = self._hurries = False
         self._serves = False
         self.status = 0
 
@@ -112,6 +114,7 @@ class StopsOnSignals:
         if self._system.pid() != self._pid:
             self._in_child(number)
         elif self._stopping:
+            self._hurries = True
             for drain in self._drains:
                 drain.cut_now()
             if self._serves and any(drain.is_left_behind for drain in self._drains):
@@ -122,6 +125,8 @@ class StopsOnSignals:
             for server in self._servers:
                 drain, _ = server._portico_begin_drain(server.drain_timeout, grace=server.grace)
                 self._drains.append(drain)
+                if self._hurries:  # the second signal has come in the middle of the first
+                    drain.cut_now()
                 if not waiting:
                     drain.start()
                 elif drain.claim():
@@ -135,6 +140,9 @@ class StopsOnSignals:
                 print("certificates loaded anew", flush=True)
 
     def _drain(self, drain: Drain) -> None:
+        # The main thread goes back into the call that the signal has interrupted. Another one that comes on the way, as
+        # from somebody who sees the listener closed, would be noticed when that call ends.
+        self._system.sleep(_BACK)
         if drain.run().stuck:
             self._end_at_once()
 

@@ -12,7 +12,7 @@ import sys
 
 from . import logs, settings
 from ._children import ChildWatch, Served, close_kept
-from ._forked_figures import ForkedFigures
+from ._forked_words import END, ForkedWords
 from ._openable import NOT_OPENED, UNOPENED
 from ._own import Own
 from ._serving import Serving
@@ -44,7 +44,7 @@ _REASONS: Final = {0: EndReason.DONE, _FAILED: EndReason.FAILED, _PEER_LEFT: End
 _STATUSES: Final[dict[Any, int]] = {reason: status for status, reason in _REASONS.items()}
 
 
-class ForkingMixIn(ForkedFigures):
+class ForkingMixIn(ForkedWords):
     """Mix-in that runs every request in a process of its own: `class Server(ForkingMixIn, TCPServer): pass`.
 
     With `max_children` of them running, clients wait in the backlog. Best served from the only thread of a process:
@@ -61,7 +61,6 @@ class ForkingMixIn(ForkedFigures):
     _portico_runs_inline = False
     _portico_waits_on_close = True
     _portico_served: Served = Own(Served)  # type: ignore[assignment]
-    _portico_says_goodbye = False
     _portico_is_child = False
     _portico_child_watch: ChildWatch | None = None
     _portico_looked_for_threads = False
@@ -86,6 +85,7 @@ class ForkingMixIn(ForkedFigures):
         if self.active_children is None:
             self.active_children = set()
         self.active_children.add(pid)
+        self._portico_note_word(pid)
         self._portico_may_sleep = False
         if connection is not None:
             connection.runner = pid
@@ -143,12 +143,14 @@ class ForkingMixIn(ForkedFigures):
 
     def _portico_fork(self, connection: Connection | None) -> int:
         """Fork. Where a child is to hear of SIGTERM, that waits until it can (`_portico_hear_of_goodbye`)."""
+        self._portico_ready_word()
         says_goodbye, pid = self._portico_says_goodbye, -1
         try:
             if says_goodbye:
                 self._portico_system.hold_back(signal.SIGTERM, True)
             pid = self._portico_system.fork()
         except OSError as error:
+            self._portico_take_back_word()
             if connection is not None:
                 self._portico_unmark(connection)
                 self._portico_unshare(connection)
@@ -168,6 +170,7 @@ class ForkingMixIn(ForkedFigures):
 
     def _portico_serving_begins(self, loop: Loop) -> None:
         super()._portico_serving_begins(loop)
+        self._portico_somebody_goes_on()
         self._portico_may_sleep = not self.active_children  # an earlier loop may have left some
 
     def _portico_serving_ended(self, loop: Loop) -> None:
@@ -198,9 +201,13 @@ class ForkingMixIn(ForkedFigures):
         if self._portico_child_watch is not None:
             self._portico_child_watch.remove(pid)
         served = self._portico_served
-        if served.terminated:
-            served.terminated.discard(pid)
+        by_others = status < 0 and pid not in served.terminated
+        served.terminated.discard(pid)
+        if self._portico_is_program:
+            self._portico_words.free(pid)
         connection = served.connections.pop(pid, None)
+        if by_others and self._portico_drain is not None:
+            self._portico_drain.killed(connection or self._portico_connections.stand_in(self, pid))
         if connection is not None:
             self._portico_unmark(connection)
             self._portico_take_figures(connection)
@@ -256,6 +263,7 @@ class ForkingMixIn(ForkedFigures):
     def _portico_begin_drain(self, timeout: float | None, *, grace: float = 0.0) -> tuple[Drain, bool]:
         if self._portico_is_child:
             raise RuntimeError("a request's own process cannot drain the server, which is its parent's")
+        self._portico_everybody_ends()
         return super()._portico_begin_drain(timeout, grace=grace)
 
     def _portico_make_session(self, address: Any, payload: bytes) -> PeerSession:
@@ -290,17 +298,7 @@ class ForkingMixIn(ForkedFigures):
             return
         told = is_last and pid in self._portico_served.terminated
         self._portico_served.terminated.add(pid)
-        self._portico_signal(pid, signal.SIGKILL if told else signal.SIGTERM)
-
-    def _portico_say_goodbye(self, connection: Connection) -> None:
-        """The child says it, in a signal handler of its own (`_portico_run_child`)."""
-        self._portico_signal(connection.runner, signal.SIGTERM)
-
-    def _portico_signal(self, pid: int, number: int) -> None:
-        try:
-            self._portico_system.signal_child(pid, number)
-        except ProcessLookupError:  # it has ended just now
-            return
+        self._portico_signal(pid, signal.SIGKILL if told else signal.SIGTERM, END)
 
     # -- in the child
 
@@ -318,7 +316,7 @@ class ForkingMixIn(ForkedFigures):
             if connection is not None and connection.key is None:
                 self._portico_count_in_child(connection)
                 if self._portico_says_goodbye:
-                    self._portico_hear_of_goodbye(connection)
+                    self._portico_hear_of_goodbye()
             stays = request
             if type(request) is tuple:
                 stays = request[-1]
@@ -358,25 +356,6 @@ class ForkingMixIn(ForkedFigures):
             finally:
                 status = _STATUSES.get(getattr(connection, "reason", None), status)
                 self._portico_system.exit_at_once(status)
-
-    def _portico_hear_of_goodbye(self, connection: Connection) -> None:
-        """In the child: SIGTERM, from the parent, is the time to say goodbye.
-
-        Runs where Python runs signal handlers.
-        """
-
-        def say_goodbye(number: int, frame: object) -> None:
-            self._portico_system.on_signal(signal.SIGTERM, signal.SIG_DFL)  # the next one is meant
-            try:
-                if connection.handler is not None:
-                    connection.handler.goodbye()
-            except OSError:  # the peer has left
-                pass
-            except Exception as error:
-                logs.emit(self, HookFailed("goodbye", error))
-            connection.shut(socket.SHUT_RD)
-
-        self._portico_system.on_signal(signal.SIGTERM, say_goodbye)
 
     def _portico_note_handler(self, request: Any, handler: Any) -> None:
         super()._portico_note_handler(request, handler)
