@@ -191,8 +191,6 @@ class BaseServer(Serving, Generic[RequestT]):
         """
         waits = [wait for wait in (self.socket.gettimeout(), self.timeout) if wait is not None]
         self._portico_check_socket()
-        if self._portico_loop is None:
-            self._portico_prepare()
         may_take = self._portico_waits.until_one_may_be_taken(self, min(waits, default=None))
         if may_take is None:
             return None

@@ -141,7 +141,10 @@ class Managed(Ending):
         self._portico_wake()
 
     def suspend(self) -> None:
-        """Accept nothing more until `resume`: clients wait in the backlog, connections stay. From any thread."""
+        """Accept nothing more until `resume`: clients wait in the backlog, connections stay. From any thread.
+
+        Before the start it has the server start suspended. With the run that it was asked in, or for, it is over.
+        """
         lifecycle = self._portico_lifecycle
         with lifecycle.lock:
             lifecycle.step(Verb.SUSPEND)

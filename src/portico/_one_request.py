@@ -7,6 +7,7 @@ Several may wait at once, each in a thread of its own, and next to a loop.
 from __future__ import annotations
 
 import selectors
+from contextlib import suppress
 
 from ._loop import Waker, selector_class
 from ._sockets import ServerSocket
@@ -72,14 +73,7 @@ class _Wait:
         self._listener: int | None = None
         self._selector = selector_class()()
         self._waker: Waker | None = None
-        if seconds != 0:
-            try:
-                self._waker = Waker()
-                self._selector.register(self._waker, selectors.EVENT_READ)
-            except OSError:  # out of descriptors, which the request itself may be without, too
-                self._waker = None
-        tells = self._waker is not None and isinstance(getattr(server, "socket", None), ServerSocket)
-        self._patience = _FOR_EVER if tells else _LOOK
+        self._patience = 0.0  # at first: mostly there is somebody already, and no waker is needed
 
     def wake(self) -> None:
         waker = self._waker
@@ -93,23 +87,44 @@ class _Wait:
 
     def run(self) -> bool | None:
         server = self._server
-        came, looked = False, False
+        came, prepared, looked = False, False, False
         while not (self.over or vars(server).get(STOP_FLAG) or server.fileno() < 0):
-            held = self._held()
-            if held is None and (came or server._portico_left_over):
+            came = came or server._portico_left_over
+            if came and not prepared:
+                prepared = True
+                if server._portico_loop is None:
+                    server._portico_prepare()
+            held = self._held(came)
+            if came and held is None:
                 return True
             left = self._deadline - self._clock()
             if looked and left <= 0:
                 return False
+            if looked and not self._patience:
+                self._can_be_woken()
+                continue  # whoever would have woken it has said so before
+            came = self._look(held is None, min(left, self._patience, _FOR_EVER if held is None else held)) or came
             looked = True
-            came = self._look(held is None, min(left, self._patience, _FOR_EVER if held is None else held))
         return None
 
-    def _held(self) -> float | None:
-        """None if a request may be taken, else the seconds until that is to be asked again."""
+    def _can_be_woken(self) -> None:
+        self._listen(None)  # it may be closed by now, and the waker get its number
+        try:
+            self._waker = Waker()
+        except OSError:  # out of descriptors, which the request itself may be without, too
+            self._patience = _LOOK
+            return
+        self._selector.register(self._waker, selectors.EVENT_READ)
+        tells = isinstance(getattr(self._server, "socket", None), ServerSocket)
+        self._patience = _FOR_EVER if tells else _LOOK
+
+    def _held(self, came: bool) -> float | None:
+        """None if a request may be taken, if one `came`, else the seconds until that is to be asked again."""
         server = self._server
         if server._portico_suspended and not server._portico_has_sessions:  # which refuse whoever is new
             return _FOR_EVER
+        if not came:
+            return None
         if server._portico_has_gate() and not server.ready_to_accept():
             return _LOOK_AGAIN
         if not (server._portico_limited or server._portico_bounded) or server._portico_hold() is None:
@@ -124,14 +139,18 @@ class _Wait:
             look = server._portico_look()
         if look is not None:
             seconds = min(seconds, look)
-        descriptor = server.fileno() if listens else None
+        self._listen(server.fileno() if listens else None)
+        ready = self._selector.select(None if seconds == _FOR_EVER else max(0.0, seconds))
+        if self._waker is not None:
+            self._waker.clear()
+        return any(key.fd == self._listener for key, _ in ready)
+
+    def _listen(self, descriptor: int | None) -> None:
+        """Watch the listener, which has this descriptor now, or do not."""
         if descriptor != self._listener:
             if self._listener is not None:
                 self._selector.unregister(self._listener)
             self._listener = None
             if descriptor is not None and descriptor >= 0:
-                self._listener = self._selector.register(server, selectors.EVENT_READ).fd
-        ready = self._selector.select(None if seconds == _FOR_EVER else max(0.0, seconds))
-        if self._waker is not None:
-            self._waker.clear()
-        return any(key.fileobj is server for key, _ in ready)
+                with suppress(OSError):  # closed a moment ago, as the next turn finds
+                    self._listener = self._selector.register(descriptor, selectors.EVENT_READ).fd
