@@ -1,7 +1,8 @@
-"""`StreamRequestHandler.max_line`: longer lines end in `LineTooLong` before they are in memory; else all is as ever."""
+"""`max_line` of stream handlers: longer lines end in `LineTooLong` before they are in memory; else all is as ever."""
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import io
 import os
@@ -17,12 +18,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import portico
+from portico._async_streams import CountedReader
 from portico.errors import is_disconnect
 
+from .certificates import Authority
 from .contract.flavours import STREAMS, Flavour, short_folder
 from .green_worlds import EVERY, PATIENCE, tcp_pair, world_named
+from .loops import LOOPS
+from .secured import certificates, wrapped
 
 Pair = tuple[socket.socket, socket.socket]
 SERVER: Any = object()
@@ -368,6 +375,183 @@ def test_green_sockets_park(name: str, make: Callable[[], Pair], rbufsize: int) 
         assert here.fileno() == -1
 
 
+# -- in async handlers, over asyncio's streams
+
+
+def reader(max_line: int | None = LIMIT, **options: Any) -> CountedReader:
+    """One that nobody feeds. To be called in a loop."""
+    made = CountedReader(loop=asyncio.get_running_loop(), **options)
+    made.max_line = max_line
+    return made
+
+
+async def lines_awaited(rfile: Any) -> list[Any]:
+    """`lines_of`, awaited."""
+    found: list[Any] = []
+    while True:
+        try:
+            line = await rfile.readline()
+        except portico.LineTooLong as error:
+            found.append(type(error))
+            continue
+        if not line:
+            return found
+        found.append(line)
+
+
+async def fed(rfile: CountedReader, data: bytes, size: int) -> None:
+    """Piece by piece, each of which has time to be read."""
+    for begin in range(0, len(data), size):
+        rfile.feed_data(data[begin : begin + size])
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+    rfile.feed_eof()
+
+
+@pytest.mark.parametrize("size", [1, 7, LIMIT, LIMIT + 1, 100_000])
+@pytest.mark.parametrize("case", CASES)
+def test_async_lines_are_as_those_of_handlers_that_block(case: str, size: int) -> None:
+    said, found = CASES[case]
+
+    async def main() -> list[Any]:
+        rfile = reader()
+        feeding = asyncio.create_task(fed(rfile, said, size))
+        lines = await lines_awaited(rfile)
+        await feeding
+        return lines
+
+    assert asyncio.run(main()) == found
+
+
+@given(
+    data=st.lists(st.sampled_from([b"\n", b"\r\n", b"\r", b"x", b"y" * 9])).map(b"".join),
+    size=st.integers(1, 20),
+    end=st.sampled_from([b"\n", b"\r\n", b"\r\n\r\n"]),
+)
+def test_readuntil_finds_what_splitting_finds(data: bytes, size: int, end: bytes) -> None:
+    most = 10
+
+    async def main() -> list[Any]:
+        found: list[Any] = []
+        rfile = reader(most)
+        feeding = asyncio.create_task(fed(rfile, data, size))
+        while True:
+            try:
+                found.append(await rfile.readuntil(end))
+            except portico.LineTooLong:
+                found.append(None)
+            except asyncio.IncompleteReadError as error:
+                await feeding
+                return [*found, error.partial]
+
+    *lines, rest = data.split(end)
+    # What is too long is told of at once; when it was all there is, there is nothing after it.
+    after = [None, b""] if len(rest) > most else [rest]
+    assert asyncio.run(main()) == [line + end if len(line + end) <= most else None for line in lines] + after
+
+
+def test_it_is_told_as_soon_as_a_byte_is_too_many() -> None:
+    async def main() -> None:
+        rfile = reader()
+        waits = asyncio.create_task(rfile.readline())
+        rfile.feed_data(b"x" * LIMIT)
+        await asyncio.sleep(0.01)
+        assert not waits.done()  # a newline would make it too long, the end would not
+        rfile.feed_data(b"x")
+        with pytest.raises(portico.LineTooLong, match=f"max_line = {LIMIT}"):
+            await waits
+        rfile.feed_data(b"DELETE\nnext\n")
+        assert await rfile.readline() == b"next\n"
+
+    asyncio.run(main())
+
+
+def test_asyncios_own_limit_neither_shortens_nor_lengthens_them() -> None:
+    async def main() -> None:
+        rfile = reader(1000, limit=10)
+        rfile.feed_data(b"x" * 999 + b"\n" + b"y" * 1000 + b"\n")
+        assert len(await rfile.readline()) == 1000
+        with pytest.raises(portico.LineTooLong):
+            await rfile.readline()
+        without = reader(None, limit=10)
+        without.feed_data(b"x" * 10 + b"\n" + b"x" * 11 + b"\n")
+        assert len(await without.readline()) == 11
+        with pytest.raises(ValueError, match="limit") as caught:
+            await without.readline()
+        assert type(caught.value) is ValueError
+
+    asyncio.run(main())
+
+
+def test_what_has_broken_the_stream_is_raised() -> None:
+    async def main() -> None:
+        rfile = reader()
+        rfile.set_exception(ConnectionResetError())
+        with pytest.raises(ConnectionResetError):
+            await rfile.readline()
+        with pytest.raises(ValueError, match="eparator"):
+            await reader().readuntil(b"")
+
+    asyncio.run(main())
+
+
+ASYNC = {"readline": lambda rfile: rfile.readline(), "iteration": lambda rfile: anext(rfile),
+         "readuntil": lambda rfile: rfile.readuntil(b"\n")}  # fmt: skip
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+@pytest.mark.parametrize("sealed", ["plain", "tls", "starttls"])
+@pytest.mark.parametrize("call", ASYNC)
+def test_async_handlers_have_it_on_every_kind_of_connection(
+    loop: str, sealed: str, call: str, authority: Authority
+) -> None:
+    class Lines(portico.AsyncStreamRequestHandler):
+        limit = 100
+        max_line = 1000
+
+        async def handle(self) -> None:
+            if sealed == "starttls":
+                with pytest.raises(portico.LineTooLong):
+                    await ASYNC[call](self.rfile)
+                self.wfile.write(b"go")
+                await self.start_tls()
+            for _ in range(4):
+                try:
+                    answer = b"%d" % len(await ASYNC[call](self.rfile))
+                except portico.LineTooLong:
+                    answer = b"long"
+                self.wfile.write(answer + b"\n")
+
+    settings: dict[str, Any] = {"event_loop": loop}
+    if sealed != "plain":
+        settings |= {"tls": certificates(authority).description, "starttls": sealed == "starttls"}
+    with portico.AsyncTCPServer(("127.0.0.1", 0), Lines, **settings).background() as server:
+        client = socket.create_connection(server.server_address, PATIENCE)
+        with closing(client):
+            if sealed == "starttls":
+                client.sendall(b"y" * 1001)  # whose rest is forgotten with the plain text
+                assert client.recv(2) == b"go"
+            if sealed != "plain":
+                client = wrapped(client, certificates(authority).trust())
+            with closing(client), client.makefile("rb") as answers:
+                client.sendall(b"x" * 999 + b"\n")
+                assert answers.readline() == b"1000\n"
+                client.sendall(b"x" * 1001)
+                assert answers.readline() == b"long\n"
+                client.sendall(b"x" * 5000 + b"\nab\n" + b"x" * 1000 + b"\n")
+                assert answers.readline() == b"3\n"
+                assert answers.readline() == b"long\n"
+
+
+@pytest.mark.parametrize("value", [0, -1, "100", True, 1.5])
+def test_a_wrong_limit_is_told_in_setup_of_async_handlers(value: Any) -> None:
+    class Lines(portico.AsyncStreamRequestHandler):
+        max_line = value
+
+    with pytest.raises(portico.SettingError, match="max_line"):
+        asyncio.run(Lines(SERVER, "", SERVER).setup())
+
+
 # -- whose fault it is
 
 
@@ -403,9 +587,21 @@ def events_of(made: Any, address: Any, handler_class: Any) -> Iterator[tuple[Any
             os.close(writer)
 
 
-@pytest.mark.parametrize("flavour", [each for each in STREAMS if not each.way.own_tasks], ids=str)
+class Uppers(portico.AsyncStreamRequestHandler):
+    """What the test below does in handlers that block."""
+
+    max_line = LIMIT
+
+    async def handle(self) -> None:
+        async for line in self.rfile:
+            self.wfile.write(line.upper())
+
+
+@pytest.mark.parametrize("flavour", STREAMS, ids=str)
 def test_a_client_that_floods_is_not_the_servers_failure(flavour: Flavour) -> None:
     body = handler(lambda self: [self.wfile.write(line.upper()) for line in self.rfile])
+    if flavour.way.own_tasks:
+        body = Uppers
     with short_folder() as folder:
         address = flavour.kind.address(Path(folder))
         with events_of(flavour.server_class, address, body) as (server, next_event):
