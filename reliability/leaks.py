@@ -23,10 +23,10 @@ _BIG = b"y" * 200_000 + b"\n"
 
 
 def experiment(way: Way, plan: Plan) -> list[Row]:
-    """Rounds of 400 connections (of 100 with forks, and with TLS) that are short, long, reset, half-closed, cut by the
+    """Rounds of 400 connections (of 100 with forks, of 200 with TLS) that are short, long, reset, half-closed, cut by the
     operator, or whose handlers raise, sleep or close twice, with limits and time limits set, over TCP, Unix sockets and
     TLS. After some rounds to warm up there must be no child, descriptor, thread, green thread or task more at the end
-    than before, nor 1,000 objects of the garbage collector; the median of memory in the last rounds may be 0.5 MiB
+    than before, nor 700 objects of the garbage collector; the median of memory in the last rounds may be 0.5 MiB
     above that in the first. Before it is read, what is free is given back to the system."""
     return [_leaked(way, over, plan) for over in (TCP, UNIX, TLS)]
 
@@ -34,7 +34,7 @@ def experiment(way: Way, plan: Plan) -> list[Row]:
 def _leaked(way: Way, over: Over, plan: Plan) -> Row:
     warm, rounds = plan.of(6 if over is TCP else 3, 1), plan.of(24 if over is TCP else 9, 3)
     each = plan.of(400, 60)
-    each //= 4 if way.forks or over.tls else 1
+    each //= 4 if way.forks else 2 if over.tls else 1
     sizes, failed = [], 0
     with processes.serving(way, over, settings=SETTINGS) as server:
         for count in range(warm + rounds):

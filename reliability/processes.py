@@ -39,7 +39,7 @@ __all__ = [
 
 ROOT = Path(__file__).parent.parent
 LIMIT = 30.0  # seconds that anything may take that should take none
-OBJECTS = 1000
+OBJECTS = 700
 """Objects of the garbage collector that a server may have more: what is left of the last threads goes with the next."""
 _ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "PYTHONUNBUFFERED": "1"}
 _TICKS = os.sysconf("SC_CLK_TCK")

@@ -29,7 +29,7 @@ def experiment(way: Way, plan: Plan) -> list[Row]:
     all ways to run, over TCP, Unix sockets and TLS, at the same time. Memory is read once a second, when what is free
     has been given back to the system; from 30 % of the time on, the slope (Theil-Sen, of the least values of 60 spans)
     must be below 1 MiB an hour. One more round must leave no child, descriptor, thread, green thread or task behind,
-    nor 1,000 objects of the garbage collector."""
+    nor 700 objects of the garbage collector."""
     overs = (TCP, UNIX, TLS)
     with ThreadPoolExecutor(len(overs)) as pool:
         return list(pool.map(partial(_soaked, way, plan), overs))
