@@ -23,7 +23,7 @@ _BIG = b"y" * 200_000 + b"\n"
 
 
 def experiment(way: Way, plan: Plan) -> list[Row]:
-    """Rounds of 400 connections (of 100 with forks, of 200 with TLS) that are short, long, reset, half-closed, cut by the
+    """Rounds of 400 connections (100 with forks, 200 with TLS) that are short, long, reset, half-closed, cut by the
     operator, or whose handlers raise, sleep or close twice, with limits and time limits set, over TCP, Unix sockets and
     TLS. After some rounds to warm up there must be no child, descriptor, thread, green thread or task more at the end
     than before, nor 700 objects of the garbage collector; the median of memory in the last rounds may be 0.5 MiB
