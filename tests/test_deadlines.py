@@ -340,6 +340,18 @@ def test_who_sends_on_while_its_handler_reads_nothing_is_not_measured(counted: b
     assert life.run(200.0, figures_at, asked_at)[0] is None
 
 
+def test_a_trickle_is_cut_though_more_lay_there_before_it_was_read() -> None:
+    """A handshake, which is not counted when it is read; and what is encrypted is more than what is read."""
+    life = Life(limits(min_read_rate=100, read_grace=10))
+
+    def asked_at(now: float) -> Asked:
+        return Asked(uncounted=5000, unread=5000) if now < 3 else NOTHING
+
+    reason, when = life.run(1000.0, lambda now: traffic(int(max(0, now - 3) * 10), heard=now), asked_at)
+    assert reason is EndReason.MIN_READ_RATE
+    assert when <= 25
+
+
 @given(handler_lags=st.floats(0, 0.9))
 def test_a_trickle_is_cut_though_now_and_then_a_look_finds_a_byte_unread(handler_lags: float) -> None:
     """The handler reads on, only not at once: the window goes on, and its end is seen at the next look."""

@@ -146,9 +146,12 @@ def _too_slow(rate: float, marks: Marks, traffic: Traffic, asked: Asked, *, grac
 
 
 def _note_arrivals(marks: Marks, traffic: Traffic, uncounted: int, now: float) -> None:
-    arrived = traffic.received + uncounted
-    if arrived > marks.arrived:
-        marks.arrived, marks.heard = arrived, now if uncounted else traffic.heard
+    arrived, before = traffic.received + uncounted, marks.arrived
+    if arrived > before:
+        marks.heard = now if uncounted else traffic.heard
+    elif arrived < before:  # what was encrypted is less when it is read, or was the handshake's
+        marks.window_received -= before - arrived
+    marks.arrived = arrived
 
 
 def _measure_anew(marks: Marks, since: float | None) -> bool:
