@@ -143,6 +143,24 @@ def test_a_program_that_runs_requests_elsewhere_is_not_waited_for() -> None:
         threads[0].join()
 
 
+def test_a_plain_server_does_not_wait_for_the_handler_of_another_one() -> None:
+    """They share a loop."""
+    busy, other = PLAIN.made("Sleeps", drain_timeout=20.0), PLAIN.made("Echo", drain_timeout=20.0)
+    loop = threading.Thread(target=portico.serve_together, args=([busy, other],))
+    loop.start()
+    try:
+        with Client(busy) as client:
+            assert client.line() == b"here\n"
+            began = time.monotonic()
+            other.server_close()
+            assert time.monotonic() - began < 3
+            assert other.stats().state is State.CLOSED
+    finally:
+        busy.release.set()
+        busy.server_close()
+        loop.join(10)
+
+
 # -- a second drain
 
 

@@ -126,8 +126,8 @@ class Ending:
                 return False
             if not (wait and lifecycle.runs_in_another_thread) or lifecycle.run.wait(_LOOK):
                 break
-        # A loop that still runs after a moment is in a handler, or in a hook.
-        loops = wait and lifecycle.runs_in_another_thread
+        # A loop that still runs after a moment is in a handler: with a datagram of ours, or for another server.
+        loops = wait and lifecycle.runs_in_another_thread and not self._portico_has_connections
         return not len(self._portico_connections) and not self._portico_runners() and not loops
 
     def _portico_can_wait_for_loop(self) -> bool:
