@@ -440,6 +440,10 @@ def _tls_context(protocol: ssl._SSLMethod) -> ssl.SSLContext:
     return context
 
 
+# Made before anybody forks: a lock that OpenSSL holds meanwhile would stay locked in the child.
+CLIENT = _tls_context(ssl.PROTOCOL_TLS_CLIENT)
+
+
 async def _in_tls(peer: Peer) -> None:
     await peer.wrap(_tls_context(ssl.PROTOCOL_TLS_SERVER))
     try:
@@ -456,7 +460,7 @@ async def _in_tls(peer: Peer) -> None:
 @in_every_way([case for case in TCP if case.way.name in ("plain", "thread", "fork")])
 def test_tls_of_the_handlers_own_is_cut_as_well(case: Case) -> None:
     with serving(case, _in_tls, idle_timeout=LIMIT) as served, served.connect() as plain:
-        with _tls_context(ssl.PROTOCOL_TLS_CLIENT).wrap_socket(plain, suppress_ragged_eofs=True) as client:
+        with CLIENT.wrap_socket(plain, suppress_ragged_eofs=True) as client:
             assert ping(client, LIMIT * 3) > 3
             assert served.ends() == []
             assert until(lambda: served.ends(), LIMIT + LATE)
@@ -476,7 +480,7 @@ WRAPPED_UNIX = [case for case in EVERY if case.is_unix and case.way.name in ("pl
 def test_tls_over_a_unix_socket_is_cut_when_nothing_moves(case: Case) -> None:
     """Nobody counts there; but who looks at a copy of the descriptor sees that something has moved since last time."""
     with serving(case, _in_tls, idle_timeout=LIMIT) as served, served.connect() as plain:
-        with _tls_context(ssl.PROTOCOL_TLS_CLIENT).wrap_socket(plain, suppress_ragged_eofs=True) as client:
+        with CLIENT.wrap_socket(plain, suppress_ragged_eofs=True) as client:
             assert ping(client, LIMIT * 5, every=LIMIT / 5) > 5
             assert served.ends() == []
             began = time.monotonic()
@@ -499,7 +503,7 @@ def test_what_only_the_handler_sends_moves_as_well(case: Case) -> None:
         peer.request.close()
 
     with serving(case, tells, idle_timeout=LIMIT) as served, served.connect() as plain:
-        with _tls_context(ssl.PROTOCOL_TLS_CLIENT).wrap_socket(plain, suppress_ragged_eofs=True) as client:
+        with CLIENT.wrap_socket(plain, suppress_ragged_eofs=True) as client:
             assert len(client.makefile("rb").read()) == 20
         assert served.reasons() == ["done"]
 
@@ -517,7 +521,7 @@ def test_a_wrapped_flood_to_a_peer_that_does_not_read_is_cut(case: Case) -> None
             peer.request.close()
 
     with serving(case, floods, send_timeout=LIMIT) as served, served.connect() as plain:
-        with _tls_context(ssl.PROTOCOL_TLS_CLIENT).wrap_socket(plain, suppress_ragged_eofs=True):
+        with CLIENT.wrap_socket(plain, suppress_ragged_eofs=True):
             assert served.reasons() == ["send_timeout"]
         assert served.notes() == ["error", "finish"]
 
