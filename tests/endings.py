@@ -36,6 +36,7 @@ def main() -> int:
     print(server.server_address[1], flush=True)
     status: int = server.run()
     print(status, flush=True)
+    print(server.stats().ended, file=sys.stderr)
     return status
 
 

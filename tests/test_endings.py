@@ -429,6 +429,23 @@ def test_a_signal_to_the_whole_group_ends_children_by_the_drain(handler: str, nu
         assert ended(process) == (0, "0\n")
 
 
+def test_a_signal_to_one_child_alone_ends_it_and_nothing_else() -> None:
+    with program("ForkingTCPServer", "EchoBye") as process:
+        with Client(process) as client:
+            assert client.ask(b"line\n") == b"LINE\n"
+            [pid] = children(process)
+            with Client(process) as other:
+                assert other.ask(b"line\n") == b"LINE\n"
+                os.kill(pid, signal.SIGTERM)
+                assert client.rest() == b""
+                assert until(lambda: not Path(f"/proc/{pid}").exists())
+                assert other.ask(b"line\n") == b"LINE\n"
+        process.terminate()
+        out, err = process.communicate(timeout=10)
+        assert (process.returncode, out) == (0, "0\n")
+        assert "'killed': 1" in err
+
+
 def test_a_second_one_cuts_them() -> None:
     with program("ForkingTCPServer", "EchoBye", start_new_session=True) as process, Client(process) as client:
         assert client.ask(b"line\n") == b"LINE\n"

@@ -23,10 +23,12 @@ if TYPE_CHECKING:
     from ._children import Served
     from ._connection import Connection
 
-__all__ = ["END", "GOODBYE", "ForkedWords"]
+__all__ = ["END", "ENDED", "ForkedWords"]
 
 GOODBYE: Final = 1
 END: Final = 2
+ENDED: Final = 128 + signal.SIGTERM
+"""The status of a child that has ended itself at a SIGTERM: what a shell shows of one that the signal has ended."""
 _ENDING: Final = 3
 # Children for whom there is room in one piece of memory.
 _ROOM: Final = 1000
@@ -148,7 +150,7 @@ class ForkedWords(ForkedFigures):
             self._portico_end_child()
 
     def _portico_end_child(self) -> None:
-        self._portico_system.exit_at_once(128 + signal.SIGTERM)
+        self._portico_system.exit_at_once(ENDED)
 
     def _portico_do_say_goodbye(self) -> None:
         """Runs where Python runs signal handlers."""

@@ -12,7 +12,7 @@ import sys
 
 from . import logs, settings
 from ._children import ChildWatch, Served, close_kept
-from ._forked_words import END, ForkedWords
+from ._forked_words import END, ENDED, ForkedWords
 from ._openable import NOT_OPENED, UNOPENED
 from ._own import Own
 from ._serving import Serving
@@ -201,7 +201,8 @@ class ForkingMixIn(ForkedWords):
         if self._portico_child_watch is not None:
             self._portico_child_watch.remove(pid)
         served = self._portico_served
-        by_others = status < 0 and pid not in served.terminated
+        killed = status < 0 or (self._portico_is_program and status == ENDED)
+        by_others = killed and pid not in served.terminated
         served.terminated.discard(pid)
         if self._portico_is_program:
             self._portico_words.free(pid)
@@ -214,7 +215,7 @@ class ForkingMixIn(ForkedWords):
             if connection.kept is not None:
                 connection.settle()
                 self.close_request(connection.kept)
-            unknown = EndReason.FAILED if status >= 0 else EndReason.KILLED
+            unknown = EndReason.KILLED if killed else EndReason.FAILED
             self._portico_connections.end(connection, _REASONS.get(status, unknown))
         elif not self._portico_has_connections:
             self._portico_connections.datagrams_failed += status not in (0, _PEER_LEFT)
