@@ -496,8 +496,13 @@ def forking(kind: str, **settings: Any) -> Iterator[tuple[Any, socket.socket]]:
             yield server, client
 
 
-def test_a_forked_childs_connection_is_counted_where_the_parent_keeps_it() -> None:
-    with forking("tcp4", idle_timeout=60) as (server, client):
+@pytest.mark.parametrize(
+    ("kind", "settings"), [("tcp4", {"idle_timeout": 60}), ("unix", {}), ("unix", {"idle_timeout": 60})], ids=str
+)
+def test_a_forked_childs_connection_is_counted_where_the_parent_keeps_it_or_shares_memory(
+    kind: str, settings: dict[str, Any]
+) -> None:
+    with forking(kind, **settings) as (server, client):
         total = 0
         for size in SIZES[:-1]:
             client.sendall(bytes(size))
@@ -507,11 +512,10 @@ def test_a_forked_childs_connection_is_counted_where_the_parent_keeps_it() -> No
         see_at_the_end(server, client, total, total)
 
 
-@pytest.mark.parametrize(("kind", "settings"), [("tcp4", {}), ("unix", {}), ("unix", {"idle_timeout": 60})], ids=str)
-def test_else_nothing_is_said_of_what_is_not_known(kind: str, settings: dict[str, Any]) -> None:
-    with forking(kind, **settings) as (server, client):
+def test_else_it_is_known_when_the_child_has_ended() -> None:
+    with forking("tcp4") as (server, client):
         client.sendall(b"hello")
         take(client, 5)
         [connection] = server.connections()
         assert (connection.bytes_in, connection.bytes_out, connection.idle) == (None, None, None)
-        see_at_the_end(server, client, 0, 0)
+        see_at_the_end(server, client, 5, 5)

@@ -20,14 +20,14 @@ __all__ = ["ForkedFigures"]
 
 _FIELDS: Final = 6
 # Children for whom there is room in one piece of memory.
-_ROOM: Final = 100
+_ROOM: Final = 84
 
 
 class Figures:
     """Room for so many children as there are at once. In the parent, before it forks."""
 
     def __init__(self) -> None:
-        self._free: list[Any] = []
+        self._free: list[tuple[Any, int]] = []
 
     def take(self, began: float) -> SharedTally:
         """A tally of nothing, of a connection that began then."""
@@ -35,72 +35,72 @@ class Figures:
             from mmap import mmap  # only now: `import portico` is to stay cheap
 
             page = memoryview(mmap(-1, 8 * _FIELDS * _ROOM)).cast("d")
-            self._free = [page[first : first + _FIELDS] for first in range(0, len(page), _FIELDS)]
-        return SharedTally(began, self._free.pop())
+            self._free = [(page, first) for first in range(0, len(page), _FIELDS)]
+        return SharedTally(began, *self._free.pop())
 
     def free(self, tally: SharedTally) -> None:
         """Its child has ended, and nobody will look any more."""
-        self._free.append(tally.place)
+        self._free.append((tally.page, tally.first))
 
 
 class SharedTally(Tally):
     """A tally that parent and child see alike. Whole numbers are exact up to 2**53 bytes."""
 
-    __slots__ = ("place",)
+    __slots__ = ("first", "page")
 
-    def __init__(self, now: float, place: Any) -> None:
-        self.place = place
+    def __init__(self, now: float, page: Any, first: int) -> None:
+        self.page, self.first = page, first
         super().__init__(now)
-        self.place[4] = self.place[5] = 0
+        page[first + 4] = page[first + 5] = 0
 
     def tell(self, received: int, sent: int) -> None:
         """The child's last word."""
-        self.received, self.sent, self.place[4] = received, sent, 1
+        self.received, self.sent, self.page[self.first + 4] = received, sent, 1
 
     @property
     def told(self) -> bool:
-        return bool(self.place[4])
+        return bool(self.page[self.first + 4])
 
     @property
     def blind(self) -> bool:
         """Whether the child's handler has put something in its socket's place that does not count."""
-        return bool(self.place[5])
+        return bool(self.page[self.first + 5])
 
     @blind.setter
     def blind(self, value: bool) -> None:
-        self.place[5] = value
+        self.page[self.first + 5] = value
 
     @property
     def received(self) -> int:
-        return int(self.place[0])
+        return int(self.page[self.first])
 
     @received.setter
     def received(self, number: int) -> None:
-        self.place[0] = number
+        self.page[self.first] = number
 
     @property
     def sent(self) -> int:
-        return int(self.place[1])
+        return int(self.page[self.first + 1])
 
     @sent.setter
     def sent(self, number: int) -> None:
-        self.place[1] = number
+        self.page[self.first + 1] = number
 
     @property
     def heard(self) -> float:
-        return float(self.place[2])
+        return float(self.page[self.first + 2])
 
     @heard.setter
     def heard(self, when: float) -> None:
-        self.place[2] = when
+        self.page[self.first + 2] = when
 
     @property
     def said(self) -> float:
-        return float(self.place[3])
+        return float(self.page[self.first + 3])
 
     @said.setter
     def said(self, when: float) -> None:
-        self.place[3] = when
+        self.page[self.first + 3] = when
 
 
 class ForkedFigures(ForkedOpenings):
