@@ -76,6 +76,10 @@ class Connections(Entry):
     def __iter__(self) -> Iterator[Connection]:
         return iter(list(self._live.values()))
 
+    def numbered(self, number: int) -> Connection | None:
+        """The live one with this id."""
+        return self._live.get(number)
+
     def snapshot(self) -> tuple[list[Connection], dict[str, Any]]:
         """The live ones, and all counts, of one moment."""
         self.sweep()

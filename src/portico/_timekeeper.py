@@ -17,10 +17,18 @@ from .deadlines import Marks, TimeLimits, verdict
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sized
-    from typing import Final
+    from collections.abc import Callable, Iterable
+    from typing import Final, Protocol
 
     from ._connection import Connection
+
+    class Live(Protocol):
+        """Connections that live."""
+
+        def __len__(self) -> int: ...
+
+        def numbered(self, number: int) -> Connection | None: ...
+
 
 __all__ = ["LoopTimers", "Timekeeper", "TimerThread"]
 
@@ -40,11 +48,12 @@ class Timekeeper:
     `on_sooner` is called when one is to be made sooner than any before: wake whoever looks.
     """
 
-    def __init__(self, limits: TimeLimits, live: Sized, on_sooner: Callable[[], object]) -> None:
+    def __init__(self, limits: TimeLimits, live: Live, on_sooner: Callable[[], object]) -> None:
         self.limits = limits
         self._live = live
         self._on_sooner = on_sooner
-        self._heap: list[tuple[float, int, Connection]] = []
+        self._heap: list[tuple[float, int]] = []
+        """By number: one that has ended is not to be kept until its time would have come."""
         self._lock = threading.RLock()  # re-entrant: a signal handler may change limits in the middle of it
 
     def add(self, connection: Connection) -> None:
@@ -72,12 +81,13 @@ class Timekeeper:
             with self._lock:
                 if not self._heap:
                     return None
-                when, _, connection = self._heap[0]
+                when, number = self._heap[0]
                 if when > now:
                     return when - now
                 heappop(self._heap)
-            marks = connection.marks
-            if marks is None or marks.due != when:
+            connection = self._live.numbered(number)
+            marks = None if connection is None else connection.marks
+            if connection is None or marks is None or marks.due != when:
                 continue  # it has ended, or is to be looked at another time
             reason, again = verdict(self.limits, marks, connection.look(), now, connection)
             if reason is not None:
@@ -99,9 +109,9 @@ class Timekeeper:
         with self._lock:
             heap = self._heap
             sooner = not heap or when < heap[0][0]
-            heappush(heap, (when, connection.id, connection))
+            heappush(heap, (when, connection.id))
             if len(heap) > _FEW and len(heap) > _STALE * len(self._live) + _FEW:
-                self._heap = [entry for entry in heap if entry[2].marks is not None]
+                self._heap = [entry for entry in heap if self._live.numbered(entry[1]) is not None]
                 heapify(self._heap)
         if sooner:
             self._on_sooner()
@@ -110,7 +120,7 @@ class Timekeeper:
 class TimerThread:
     """Looks in a thread of its own while there is something to look at; started by whoever has something first."""
 
-    def __init__(self, limits: TimeLimits, live: Sized) -> None:
+    def __init__(self, limits: TimeLimits, live: Live) -> None:
         self.keeper = Timekeeper(limits, live, self._sooner)
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
@@ -152,7 +162,7 @@ class TimerThread:
 class LoopTimers:
     """Looks when the loop asks, after every turn: nothing has to be woken."""
 
-    def __init__(self, limits: TimeLimits, live: Sized) -> None:
+    def __init__(self, limits: TimeLimits, live: Live) -> None:
         self.keeper = Timekeeper(limits, live, _nothing)
 
     def close(self) -> None:
