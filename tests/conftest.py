@@ -104,7 +104,7 @@ def _unfinished() -> list[Any]:
 
 
 @pytest.fixture(autouse=True)
-def nothing_left_behind(request: pytest.FixtureRequest, no_alerts: None) -> Iterator[None]:
+def nothing_left_behind(request: pytest.FixtureRequest, no_alerts: None) -> Iterator[None]:  # noqa: F811
     """Fail a test that leaves something of this. ResourceWarnings are errors anyway (pyproject)."""
     if not Path("/proc/self/fd").exists() or request.config.getoption("--against") != "portico":
         yield
