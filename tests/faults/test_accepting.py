@@ -137,6 +137,7 @@ def test_closing_the_server_in_a_handler_ends_the_loop(ss: ModuleType) -> None:
         assert not thread.is_alive()
 
 
+@pytest.mark.alerts
 def test_a_listener_that_is_of_no_use_any_more_ends_the_loop_with_one_error(
     ss: ModuleType, caplog: pytest.LogCaptureFixture
 ) -> None:

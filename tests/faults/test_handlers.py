@@ -48,6 +48,7 @@ def test_credentials_of_a_tcp_peer_are_refused_in_words(ss: ModuleType) -> None:
         server.handle_timeout()
 
 
+@pytest.mark.alerts
 def test_a_unix_client_without_an_address_has_a_name_in_the_log(
     ss: ModuleType, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -47,6 +47,7 @@ def _levels(caplog: pytest.LogCaptureFixture) -> list[str]:
     return levels(record for record in caplog.records if record.name == "portico")
 
 
+@pytest.mark.alerts
 @pytest.mark.parametrize(
     "hook",
     [
@@ -81,6 +82,7 @@ def test_an_exception_in_a_hook_of_a_request_closes_it_and_does_not_end_the_loop
         assert ask(server.server_address) == b"HELLO"
 
 
+@pytest.mark.alerts
 def test_an_exception_of_get_request_that_is_no_oserror_does_not_end_the_loop(
     ss: ModuleType, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -99,6 +101,7 @@ def test_an_exception_of_get_request_that_is_no_oserror_does_not_end_the_loop(
     assert _levels(caplog) == ["ERROR", "ERROR"]
 
 
+@pytest.mark.alerts
 def test_a_get_request_that_always_fails_does_not_spin(ss: ModuleType) -> None:
     class Server(ss.TCPServer):  # type: ignore[misc, name-defined]
         failures = 0
@@ -114,6 +117,7 @@ def test_a_get_request_that_always_fails_does_not_spin(ss: ModuleType) -> None:
         assert thread.is_alive()
 
 
+@pytest.mark.alerts
 def test_an_exception_in_handle_error_does_not_end_the_loop(ss: ModuleType) -> None:
     def handle(request: Any, client_address: Any, server: Any) -> None:
         if request.recv(5) == b"wrong":
@@ -129,6 +133,7 @@ def test_an_exception_in_handle_error_does_not_end_the_loop(ss: ModuleType) -> N
         assert ask(server.server_address, b"right", seconds=2) == b"fine"
 
 
+@pytest.mark.alerts
 def test_an_exception_in_service_actions_does_not_end_the_loop(ss: ModuleType) -> None:
     calls: list[int] = []
 
@@ -192,6 +197,7 @@ def test_a_peer_that_falls_silent_past_the_handlers_timeout_is_a_debug_record(
         assert until(lambda: _levels(caplog) == ["DEBUG"], timeout=1)
 
 
+@pytest.mark.alerts
 @pytest.mark.parametrize("kind", ["TCPServer", "ThreadingTCPServer", "ForkingTCPServer"])
 def test_a_bug_in_a_handler_is_one_error_with_the_clients_address_and_the_traceback(
     ss: ModuleType, kind: str, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
@@ -218,6 +224,7 @@ def test_a_bug_in_a_handler_is_one_error_with_the_clients_address_and_the_traceb
         assert _levels(caplog) == ["ERROR"]
 
 
+@pytest.mark.alerts
 @pytest.mark.parametrize(
     "error",
     [ConnectionRefusedError("the handler's own backend"), TimeoutError("a future's"), OSError("disk full")],
@@ -235,6 +242,7 @@ def test_an_error_of_the_handlers_own_doing_is_not_taken_for_the_peers(
         assert until(lambda: _levels(caplog) == ["ERROR"], timeout=1)
 
 
+@pytest.mark.alerts
 def test_a_connection_refused_for_real_by_the_handlers_backend_is_an_error(
     ss: ModuleType, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -317,6 +325,7 @@ def test_what_handle_error_raises_leaves_handle_request_and_closes_the_request(s
     assert raised.traceback
 
 
+@pytest.mark.alerts
 @pytest.mark.parametrize("kind", ["TCPServer", "ThreadingTCPServer"])
 def test_a_request_that_is_no_socket_and_cannot_be_shut_down_like_one_is_closed(ss: ModuleType, kind: str) -> None:
     class Odd:

@@ -179,6 +179,7 @@ def test_thread_finished_runs_in_the_requests_thread_and_context_after_the_reque
     assert seen == [seen[0], seen[0], "this request"]
 
 
+@pytest.mark.alerts
 @pytest.mark.new_feature
 def test_thread_finished_that_fails_is_told_and_harms_nothing(ss: ModuleType, caplog: pytest.LogCaptureFixture) -> None:
     def thread_finished(self: Any) -> None:
