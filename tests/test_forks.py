@@ -342,6 +342,29 @@ def test_what_goes_over_a_connection_that_the_child_alone_has_is_known_at_its_en
     assert (server.stats().bytes_in, server.stats().bytes_out) == (8, 8)
 
 
+@pytest.mark.parametrize("settings", [{}, {"access_log": "text"}], ids=str)
+@pytest.mark.parametrize("how", ["close", "detach"])
+def test_a_handler_that_lets_its_socket_go_has_told_what_went_over_it(how: str, settings: dict[str, Any]) -> None:
+    class Hasty(portico.StreamRequestHandler):
+        def handle(self) -> None:
+            self.wfile.write(self.rfile.readline().upper())
+            if how == "close":
+                self.request.close()
+            else:
+                os.close(self.request.detach())
+
+    ends: list[Any] = []
+    members = {"handle_event": lambda self, event: ends.append(event)}
+    with type("Mine", (portico.ForkingTCPServer,), members)(LOOPBACK, Hasty, **settings).background() as server:
+        with socket.create_connection(server.server_address, 10) as client:
+            client.sendall(b"hello\n")
+            assert client.recv(10) == b"HELLO\n"
+            assert client.recv(10) == b""
+        assert until(lambda: server.stats().done == 1)
+    (end,) = [event for event in ends if isinstance(event, ConnectionEnded)]
+    assert (end.connection.bytes_in, end.connection.bytes_out) == (6, 6)
+
+
 def test_a_unix_connection_that_is_busy_in_a_child_is_not_taken_for_idle(tmp_path: Path) -> None:
     """The kernel does not count there: the child does, in memory that its parent sees."""
     with (

@@ -81,7 +81,7 @@ class Connection:
     _ended: float | None = None
     _local: Any = None
     shared: Any = None
-    """Where the child that serves it tells what has gone over it, if only the child knows."""
+    """Where the child that serves it tells what has gone over it."""
     _counted = True
     """Whether it can be read what has gone over it."""
     _seen: Reading | None = None
@@ -285,13 +285,19 @@ class Connection:
         """
         self._counted, self.tally = shared is not None, shared
 
+    def last_totals(self) -> tuple[int, int] | None:
+        """Bytes in and out, if they can be known to the last one."""
+        if self.current_socket() is not None:
+            self.settle()
+        return None if self._last is None else self.totals()
+
     def known_at_last(self, traffic: Traffic) -> None:
         """It has ended, and he who alone knew what has gone over it has told."""
         self._last = traffic
 
     def leaves_socket(self) -> None:
         """Its socket is about to close: the last moment that what has gone over it can be read."""
-        if self.shared is None:
+        if self.shared is None or self.tally is None:
             self.settle()
         self._socket = _nothing
 

@@ -120,9 +120,10 @@ class ForkedFigures(ForkedOpenings):
 
     def _portico_leave_figures(self, connection: Connection) -> None:
         """The last thing that a child tells."""
-        if connection.tally is None and connection.shared is not None and not connection.shared.blind:
-            connection.settle()
-            connection.shared.tell(*connection.totals())
+        shared = connection.shared
+        known = connection.last_totals() if connection.tally is None and shared is not None else None
+        if known is not None and not shared.blind:
+            shared.tell(*known)
 
     def _portico_take_figures(self, connection: Connection) -> None:
         """Its child has ended, and has told."""

@@ -80,9 +80,9 @@ class Tally:
 
     __slots__ = ("_told", "heard", "received", "said", "sent", "unsent")
     patience = 0.0
+    """Seconds after an answer in which its peer is not believed to be idle."""
     blind = False
     """Whether what is counted elsewhere, for this one, is not counted any more."""
-    """Seconds after an answer in which its peer is not believed to be idle."""
 
     def __init__(self, now: float) -> None:
         self.received = self.sent = self._told = 0

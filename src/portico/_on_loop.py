@@ -22,7 +22,7 @@ from ._serving import Serving
 from ._sockets import ServerSocket, set_blocking_again
 from ._timekeeper import Timekeeper
 from ._watchdog import Watchdog
-from .lifecycle import EndReason, RequestsAbandoned
+from .lifecycle import EndReason, HookFailed, RequestsAbandoned
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -255,13 +255,16 @@ class OnLoop(Serving):
 
     def _portico_have_watched(self, engine: AsyncioLoop, seconds: float) -> None:
         share = engine.share
-        new = share.watchdog is None
-        if new:
-            share.watchdog = Watchdog(share, engine.loop)
-            share.closing.callback(share.watchdog.stop)
-        share.watchdog.watch(self._portico_requests, seconds)
-        if new:
-            share.watchdog.start()
+        watchdog = share.watchdog or Watchdog(share, engine.loop)
+        watchdog.watch(self._portico_requests, seconds)
+        if share.watchdog is None:
+            try:
+                watchdog.start()
+            except RuntimeError as error:  # there is no thread to be had: nobody watches
+                logs.emit(self, HookFailed("blocking_warning", error))
+                return
+            share.watchdog = watchdog
+            share.closing.callback(watchdog.stop)
 
     def _portico_leave(self) -> None:
         """No further request will run there; those that do, go on, unless nobody wants to wait for them."""

@@ -54,6 +54,8 @@ class Timekeeper:
         self._on_sooner = on_sooner
         self._heap: list[tuple[float, int]] = []
         """By number: one that has ended is not to be kept until its time would have come."""
+        self.unattended = False
+        """Whether nobody looks who should."""
         self._lock = threading.RLock()  # re-entrant: a signal handler may change limits in the middle of it
 
     def add(self, connection: Connection) -> None:
@@ -113,7 +115,7 @@ class Timekeeper:
             if len(heap) > _FEW and len(heap) > _STALE * len(self._live) + _FEW:
                 self._heap = [entry for entry in heap if self._live.numbered(entry[1]) is not None]
                 heapify(self._heap)
-        if sooner:
+        if sooner or self.unattended:
             self._on_sooner()
 
 
@@ -134,8 +136,10 @@ class TimerThread:
             self._look_again = True
             if self._thread is None:
                 thread = threading.Thread(target=self._run, name="portico time limits", daemon=True)
-                thread.start()
-                self._thread = thread  # not before: there may be none to be had
+                self.keeper.unattended = True
+                thread.start()  # there may be none to be had: then the next connection tries again
+                self.keeper.unattended = False
+                self._thread = thread
             self._changed.notify()
 
     def _run(self) -> None:
