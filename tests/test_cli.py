@@ -132,7 +132,10 @@ WRONG = {
     "an unknown scheme": (["handlers:Upper", "http://x"], "is no address"),
     "no socket": (["handlers:Upper", "fd://99"], "no open socket"),
     "no folder": (["handlers:Upper", "unix:/nonexistent/x.sock"], "cannot bind unix:/nonexistent/x.sock"),
-    "an unknown setting": (["handlers:Upper", "tcp://127.0.0.1:0", "--set", "x=1"], "NAME of: accept_batch"),
+    "an unknown setting": (
+        ["handlers:Upper", "tcp://127.0.0.1:0", "--set", "x=1"],
+        "no setting 'x'; there are: accept_batch",
+    ),
     "a wrong value": (
         ["handlers:Upper", "tcp://127.0.0.1:0", "--set", "accept_batch=0"],
         "from 1 to 2147483647, not 0",

@@ -197,6 +197,27 @@ def test_numbers_that_no_clock_and_no_kernel_can_count_to_are_refused(name: str,
         server(owner, **{name: value})
 
 
+def test_nobody_denied_is_no_mistake() -> None:
+    for nobody in ([], (), ""):
+        with server(portico.TCPServer, deny=nobody) as made:
+            assert made.deny == nobody
+
+
+def test_whose_attribute_a_wrong_value_is_is_said() -> None:
+    class Program(portico.TCPServer):
+        access_log = "/var/log/mine"
+
+    with pytest.raises(portico.SettingError, match=r"an attribute of .*Program: if it is no setting there, call it"):
+        server(Program)
+    with pytest.raises(portico.SettingError, match=r"no coroutine") as caught:
+        server(portico.TCPServer, overload=_answers)
+    assert "an attribute of" not in str(caught.value)
+
+
+async def _answers(*_: Any) -> bytes:
+    return b"no"
+
+
 @pytest.mark.parametrize("name", ["broadcast", "sessions", "ttl", "tos", "multicast_groups", "max_threads"])
 def test_a_programs_own_attribute_is_no_setting_of_other_servers(name: str) -> None:
     """A chat server has a broadcast(), and sessions."""
@@ -226,7 +247,7 @@ def test_every_setting_has_wrong_values_above() -> None:
 
 
 def test_an_unknown_name_is_refused_with_those_that_there_are() -> None:
-    with pytest.raises(TypeError, match=r"TCPServer has no setting 'acept_batch'; it has: accept_batch, "):
+    with pytest.raises(TypeError, match=r"TCPServer has no setting 'acept_batch'; did you mean accept_batch\? There are: "):
         server(portico.TCPServer, acept_batch=1)
 
 

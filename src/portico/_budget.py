@@ -6,7 +6,6 @@ otherwise, or to none.
 
 from __future__ import annotations
 
-from .admission import budget
 from .limits import LIMITS
 from .opening_settings import HANDSHAKE_TIMEOUT, MAX_HANDSHAKES
 
@@ -17,7 +16,7 @@ if TYPE_CHECKING:
 
     from ._system import System
 
-__all__ = ["BELOW", "defaults", "told"]
+__all__ = ["BELOW", "budget", "defaults", "told"]
 
 # Bytes that a connection takes, with the kernel's buffers and some of its handler's, by the way it is run.
 _EACH: Final = {"ThreadingMixIn": 256 << 10, "ForkingMixIn": 4 << 20}
@@ -50,6 +49,20 @@ def defaults(server_class: type, servers: int, system: System, given: Mapping[st
         most_at_once = min(_rooms(server_class, found, given))
         found["max_handshakes"] = max(1, most_at_once // 2)  # so that those who do say something have the rest
     return found
+
+
+def budget(descriptors: int, memory: int, *, each: int, held: int = 1, reserve: int | None = None) -> tuple[int, str]:
+    """How many connections fit, at least 1, and what bounds them: "descriptors" or "memory".
+
+    `descriptors` is the soft limit (negative: none), of which `reserve` stay for listeners, logs and libraries (None:
+    one in twenty, at least 32), and `held` what one connection takes. `memory` is what is available, half of which may
+    be used, and `each` what one takes, both in bytes.
+    """
+    if reserve is None:
+        reserve = max(32, descriptors // 20)
+    by_descriptors = (descriptors - reserve) // held if descriptors >= 0 else float("inf")
+    number, bound = min((by_descriptors, "descriptors"), (memory // 2 // each, "memory"))
+    return max(1, int(number)), bound
 
 
 def _opens(values: Mapping[str, Any]) -> bool:

@@ -23,6 +23,7 @@ __all__ = [
     "BACKLOG",
     "BYTES",
     "COUNT",
+    "DENIED",
     "DURATION",
     "EVENT_LOOP_KIND",
     "FLAG",
@@ -147,8 +148,16 @@ def _is_keepalive(value: Any) -> bool:
 def _is_networks(value: Any) -> bool:
     from .admission import Networks  # only where somebody sets them
 
-    Networks.parse(value)
+    try:
+        Networks.of(value)
+    except ValueError as wrong:
+        raise SettingError(str(wrong)) from None
     return True
+
+
+def _is_plain_callable(value: Any) -> bool:
+    code = getattr(value, "__code__", None)
+    return callable(value) and not (code is not None and code.co_flags & 0x80)  # inspect.CO_COROUTINE
 
 
 def _is_trusted(value: Any) -> bool:
@@ -234,9 +243,14 @@ NETWORKS: Final = Kind(
     lambda value: value is None or _is_networks(value),
     _maybe(str),
 )
+DENIED: Final = Kind(
+    'networks such as "10.0.0.0/8, 2001:db8::/32", a list of such, which may be empty, or none',
+    lambda value: value is None or value in ("", [], ()) or _is_networks(value),
+    _maybe(str),
+)
 OVERLOAD_KIND: Final = Kind(
-    '"wait", "close", or an answer: bytes, or a callable that returns them',
-    lambda value: value in ("wait", "close") or isinstance(value, bytes) or callable(value),
+    '"wait", "close", or an answer: bytes, or a callable (no coroutine) that returns them',
+    lambda value: value in ("wait", "close") or isinstance(value, bytes) or _is_plain_callable(value),
     lambda text: text if text in ("wait", "close") else text.encode().decode("unicode_escape").encode("latin-1"),
 )
 KEEPALIVE_KIND: Final = Kind(

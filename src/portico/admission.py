@@ -26,7 +26,6 @@ __all__ = [
     "Networks",
     "Rate",
     "Trusted",
-    "budget",
     "check",
     "client_key",
     "user_ids",
@@ -84,16 +83,24 @@ class Networks:
     @classmethod
     def parse(cls, value: object, setting: str = "networks") -> Networks:
         """Read a list or tuple of texts, or one text with commas. `SettingError` names the wrong entry."""
-        allowed = 'networks such as "10.0.0.0/8", "192.0.2.1" or "2001:db8::/32": a list, or a text with commas'
+        try:
+            return cls.of(value)
+        except ValueError as wrong:
+            allowed = 'networks such as "10.0.0.0/8", "192.0.2.1" or "2001:db8::/32": a list, or a text with commas'
+            raise SettingError(f"{setting}: {wrong}; it must be {allowed}") from None
+
+    @classmethod
+    def of(cls, value: object) -> Networks:
+        """The same, with a `ValueError` that says no more than what is wrong."""
         entries = value.split(",") if isinstance(value, str) else value
         if not entries or not isinstance(entries, (list, tuple)):
-            raise SettingError(f"{setting} must be {allowed}; not {value!r}")
+            raise ValueError(f"{value!r} is no list of networks, and no text with commas")
         ranges = []
         for entry in entries:
             try:
                 ranges.append(_range(entry))
             except ValueError as wrong:
-                raise SettingError(f"{setting}: {entry!r} {wrong}; it must be {allowed}") from None
+                raise ValueError(f"{entry!r} {wrong}") from None
         return cls(ranges)
 
     def __contains__(self, host: object) -> bool:
@@ -354,7 +361,7 @@ class Admission:
 
 def _networks(server: Any, name: str) -> Networks | None:
     value = getattr(server, name, None)
-    return None if value is None else Networks.parse(value, name)
+    return None if value is None or value in ("", [], ()) else Networks.parse(value, name)
 
 
 def _ids(server: Any, name: str) -> frozenset[int] | None:
@@ -380,17 +387,3 @@ def check(server: Any) -> None:
     allow, deny = _networks(server, "allow"), _networks(server, "deny")
     if allow is not None and deny is not None and deny.covers(allow):
         raise SettingError(f"deny ({server.deny!r}) covers all of allow ({server.allow!r}): nobody could enter")
-
-
-def budget(descriptors: int, memory: int, *, each: int, held: int = 1, reserve: int | None = None) -> tuple[int, str]:
-    """How many connections fit, at least 1, and what bounds them: "descriptors" or "memory".
-
-    `descriptors` is the soft limit (negative: none), of which `reserve` stay for listeners, logs and libraries (None:
-    one in twenty, at least 32), and `held` what one connection takes. `memory` is what is available, half of which may
-    be used, and `each` what one takes, both in bytes.
-    """
-    if reserve is None:
-        reserve = max(32, descriptors // 20)
-    by_descriptors = (descriptors - reserve) // held if descriptors >= 0 else float("inf")
-    number, bound = min((by_descriptors, "descriptors"), (memory // 2 // each, "memory"))
-    return max(1, int(number)), bound

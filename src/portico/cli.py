@@ -192,9 +192,10 @@ def _handler(name: str) -> Any:
 
 def _assignment(text: str) -> tuple[str, Any]:
     name, equals, value = text.partition("=")
-    if not equals or name not in settings.ALL:
-        known = ", ".join(sorted(settings.ALL))
-        raise CommandError(f"--set {text!r}: give NAME=VALUE with a NAME of: {known}")
+    if name not in settings.ALL:
+        raise CommandError(f"--set {text!r}: there is no setting {name!r}; {settings.alternatives(name, settings.ALL)}")
+    if not equals:
+        raise CommandError(f"--set {text!r}: give NAME=VALUE, {name} is {settings.ALL[name].kind.allowed}")
     return name, settings.ALL[name].parse(value)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from ._setting import (
     ACCESS_LOG_KIND,
     COUNT,
+    DENIED,
     DURATION,
     FLAG,
     FRACTION,
@@ -117,7 +118,7 @@ ALLOW: Final = Setting(
 DENY: Final = Setting(
     "deny",
     None,
-    NETWORKS,
+    DENIED,
     unit="networks",
     reason="clients from these may not enter, whatever allow says",
 )

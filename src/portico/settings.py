@@ -33,10 +33,10 @@ from .opening_settings import OPENING_SETTINGS, check_opening
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
     from typing import Any, Final
 
-__all__ = ["ALL", "Changed", "Kind", "Setting", "apply", "check", "compat_values", "of"]
+__all__ = ["ALL", "Changed", "Kind", "Setting", "alternatives", "apply", "check", "compat_values", "of"]
 
 
 # What every server has.
@@ -199,7 +199,10 @@ def check(server: object) -> None:
             continue
         if not _has(made_of, name):
             continue
-        setting.check(value)
+        try:
+            setting.check(value)
+        except SettingError as error:
+            raise SettingError(f"{error}{_whose(made_of, name)}") from None
         if value != setting.default and not (value is False and setting.default is None):
             changed.add(name)
     if not changed:
@@ -222,6 +225,14 @@ def _has(server_class: type, name: str) -> bool:
     return any(name in vars(base) and base.__module__.partition(".")[0] == __package__ for base in server_class.__mro__)
 
 
+def _whose(server_class: type, name: str) -> str:
+    """Where a program has an attribute of a setting's name, in words: it may mean something else by it."""
+    owner = next((base for base in server_class.__mro__ if name in vars(base)), server_class)
+    if owner.__module__.partition(".")[0] == __package__:
+        return ""
+    return f" (an attribute of {owner.__module__}.{owner.__qualname__}: if it is no setting there, call it otherwise)"
+
+
 def _check_order(server: object, less: str, more: str) -> None:
     small, great = getattr(server, less, None), getattr(server, more, None)
     if small is not None and great is not None and small > great:
@@ -238,10 +249,18 @@ def apply(server: object, values: dict[str, Any]) -> None:
     for name, value in values.items():
         setting = ALL.get(name)
         if setting is None or not hasattr(type(server), name):
-            known = ", ".join(sorted(setting.name for setting in of(type(server))))
-            raise UnknownSettingError(f"{type(server).__name__} has no setting {name!r}; it has: {known}")
+            known = alternatives(name, [setting.name for setting in of(type(server))])
+            raise UnknownSettingError(f"{type(server).__name__} has no setting {name!r}; {known}")
         setting.check(value)
         setattr(server, name, value)
+
+
+def alternatives(name: str, known: Iterable[str]) -> str:
+    """What somebody may have meant by a wrong name, and what there is."""
+    from difflib import get_close_matches
+
+    close = get_close_matches(name, sorted(known), 1)
+    return (f"did you mean {close[0]}? There are: " if close else "there are: ") + ", ".join(sorted(known))
 
 
 def compat_values(server: object) -> Iterator[tuple[str, Any]]:
