@@ -247,7 +247,8 @@ def test_every_setting_has_wrong_values_above() -> None:
 
 
 def test_an_unknown_name_is_refused_with_those_that_there_are() -> None:
-    with pytest.raises(TypeError, match=r"TCPServer has no setting 'acept_batch'; did you mean accept_batch\? There are: "):
+    said = r"TCPServer has no setting 'acept_batch'; did you mean accept_batch\? There are: accept_batch, "
+    with pytest.raises(TypeError, match=said):
         server(portico.TCPServer, acept_batch=1)
 
 

@@ -10,7 +10,7 @@ from ._addresses import AF_UNIX as _AF_UNIX
 from ._base import BaseServer
 from ._install import install
 from ._loop import _ServerSelector
-from ._serving import serve_together
+from ._serving import run_together, serve_together
 from ._sockets import Credentials
 from .errors import (
     AddressError,
@@ -81,6 +81,7 @@ __all__ = [
     "UnavailableError",
     "UnknownSettingError",
     "install",
+    "run_together",
     "serve_together",
 ]
 __all__ += _presets

@@ -7,6 +7,7 @@ What cannot be told from outside passes: a function that may return an awaitable
 from __future__ import annotations
 
 from .errors import HandlerError
+from .handlers import check_max_line
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ def check(handler: Any, server: str, *, awaited: bool) -> None:
         if not awaited and _is_async(handler):
             raise HandlerError(_needs_async_server(name, server))
     elif is_own(getattr(handler.__init__, "__module__", None)):  # type: ignore[misc]  # no constructor of its own
+        check_max_line(getattr(handler, "max_line", None))
         steps = {step: getattr(handler, step, None) for step in _STEPS}
         (_check_awaited if awaited else _check_blocking)(handler, steps, name, server)
 

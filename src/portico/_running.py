@@ -61,6 +61,8 @@ class StopsOnSignals:
         self.status = 0
 
     def __enter__(self) -> StopsOnSignals:
+        if threading.current_thread() is not threading.main_thread():
+            raise ValueError("signals come to the main thread only: call run() there, serve_forever() in others")
         for number in (signal.SIGINT, signal.SIGTERM):
             self._before[number] = self._system.on_signal(number, self._told)
         if self._reloads:
@@ -82,7 +84,8 @@ class StopsOnSignals:
             self._serves = True
             serve_together(self._servers)
         except (RuntimeError, ValueError):
-            if not self._stopping:  # else a signal came first, and there is nothing left to be served
+            # A signal came first, or a drain that somebody asked for: then there is nothing left to be served.
+            if not (self._stopping or all(server._portico_drain is not None for server in self._servers)):
                 raise
         finally:
             self._serves = False
