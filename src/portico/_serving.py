@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from ._background import Background
 
-__all__ = ["Serving", "serve_together", "teller"]
+__all__ = ["Serving", "run_together", "serve_together", "teller"]
 
 _MANY = 1 << 30
 _REFUSALS = {EndReason.REFUSED: "verify_request", EndReason.OVERLOADED: "overloaded"}
@@ -371,6 +371,16 @@ def serve_together(servers: Iterable[Serving], poll_interval: float | None = 0.5
     every = list(servers)
     loops = [server._portico_serve_in for server in every if server._portico_serve_in is not None]
     (loops or [_serve_blocking])[0](every, poll_interval)
+
+
+def run_together(servers: Iterable[Serving]) -> int:
+    """`run()` for several servers: serve until SIGINT or SIGTERM, drain all of them, return the exit status."""
+    from ._running import StopsOnSignals
+
+    every = list(servers)
+    with StopsOnSignals(every) as signals:
+        signals.serve(serve_together)
+    return signals.status
 
 
 def _serve_blocking(servers: list[Any], poll_interval: float | None) -> None:
