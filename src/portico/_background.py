@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextvars
 import threading
+from time import monotonic
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ __all__ = ["Background"]
 
 # Seconds that a loop has to end which is in nobody's handler.
 _A_MOMENT = 0.1
-# Seconds that its thread has to end after the server has been closed.
+# Seconds that its thread has to end after the server has been closed; more, if `drain_timeout` is not over then.
 _LOOP_ENDS = 5.0
 
 
@@ -78,6 +79,7 @@ class Background(Generic[ServedT]):
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
         run = self._server._portico_ask_to_end()
+        began = monotonic()
         # One that does not end is in a handler, for which `shutdown()` would wait however long it is; closing does not.
         held = run is not None and not run.wait(_A_MOMENT)
         try:
@@ -85,18 +87,22 @@ class Background(Generic[ServedT]):
                 self._server.shutdown()  # which waits for nothing now, but may be somebody's own
         finally:
             self._server.server_close()
-            if self._has_ended() and held:
+            if self._has_ended(began) and held:
                 self._server.shutdown()
         if self._error is not None and error is None:
             raise self._error
         if self._error is not None and isinstance(error, BaseException):
             error.add_note(f"before that, serving had ended with {self._error!r}")
 
-    def _has_ended(self) -> bool:
-        """Wait for the loop's thread. Last: a loop that has requests of its own may end only now."""
-        self._thread.join(None if self._server.drain_timeout is None else _LOOP_ENDS)
+    def _has_ended(self, began: float) -> bool:
+        """Wait for the loop's thread. Last: a loop that has requests of its own may end only now.
+
+        They have `drain_timeout`, like those of ours, also where a `process_request` of somebody's own runs them.
+        """
+        patience = self._server.drain_timeout
+        self._thread.join(None if patience is None else max(began + patience - monotonic(), _LOOP_ENDS))
         if self._thread.is_alive():
-            self._server._portico_say_loop_runs(_LOOP_ENDS)
+            self._server._portico_say_loop_runs(monotonic() - began)
         return not self._thread.is_alive()
 
     def _serve(self) -> None:

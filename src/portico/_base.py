@@ -13,6 +13,7 @@ import contextvars
 import os
 import socket as _socket
 import sys
+import threading
 
 from . import _sockets, limits, logs, settings
 from ._addresses import infer
@@ -227,7 +228,7 @@ class BaseServer(Serving, Generic[RequestT]):
             self.finish_request(request, client_address)
             self.shutdown_request(request)
             return
-        connection.in_hand = True
+        connection.in_hand = threading.get_ident()
         try:
             self.finish_request(request, client_address)
             connection.settle()

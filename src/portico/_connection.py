@@ -45,8 +45,8 @@ class Connection:
     """The setting that keeps its client out, where that was known only after it was let in."""
     runner: Any = None
     """What runs its handler: a thread, a green thread, a task, a process id; None if that is the server's loop."""
-    in_hand = False
-    """Whether the hook that runs its handler has yet to return, and will tell of its end."""
+    in_hand = 0
+    """The thread, by its ident, of the hook that runs its handler and has yet to return, and will tell of its end."""
     closed = False
     """Whether its socket has been closed."""
     client: Any = None

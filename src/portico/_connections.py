@@ -165,7 +165,7 @@ class Connections(Entry):
 
     def let_go(self, connection: Connection) -> None:
         """The hook that ran its handler is done with it: so is it, if its socket is closed; else when that closes."""
-        connection.in_hand = False
+        connection.in_hand = 0
         if connection.closed:  # looked at after that, as `socket_closed` looks the other way round
             self.end(connection)
 

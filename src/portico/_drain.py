@@ -59,6 +59,7 @@ class Drain:
         self._claimed = threading.Lock()
         self._inside: list[threading.Thread] = []
         self._over = threading.Event()
+        self._broken_off = False
         self._someone_ended = self._connections.someone_ended = threading.Event()
         self._ended_before = self._connections.number_ended()
         self._told: set[int] = set()
@@ -76,14 +77,17 @@ class Drain:
 
     def finish(self) -> DrainReport:
         """Run it, or wait for whoever does. Whoever is in here is not waited for: it may be a request that asks."""
-        me = threading.current_thread()
-        if me in self._inside and not self._over.is_set():  # a signal handler has interrupted it, and would wait for it
+        if self.is_here:  # a signal handler has interrupted it, or it tells somebody, who would wait for it
             return self.report
+        me = threading.current_thread()
         self._inside.append(me)
         try:
-            return self.run() if self.claim() else self._wait()
+            if self.claim():
+                return self.run()
+            self._wait()
         finally:
             self._inside.remove(me)
+        return self._successor().finish() if self._broken_off else self.report
 
     def start(self) -> None:
         """Run it in a thread of its own, unless somebody does.
@@ -113,9 +117,15 @@ class Drain:
         self._deadlines.append(0.0)
 
     @property
+    def is_here(self) -> bool:
+        """Whether this thread runs it, or waits for it, and has been called away."""
+        return threading.current_thread() in self._inside and not self._over.is_set()
+
+    @property
     def is_left_behind(self) -> bool:
         """Whether nobody runs it, or nobody any more, though not everything has ended."""
-        return not self._claimed.locked() or (self._over.is_set() and not self.report.clean)
+        is_over = self._over.is_set() and (self._broken_off or not self.report.clean)
+        return is_over or not self._claimed.locked()
 
     def killed(self, connection: Connection) -> None:
         """A child was killed, by somebody else than us: its request has not come to its end."""
@@ -138,18 +148,39 @@ class Drain:
             self._await_end(_LOOK)
             self._tell(list(self._connections), _EVERYBODY)
 
-    def _wait(self) -> DrainReport:
+    def _wait(self) -> None:
         # Not in one go: a signal that comes in the moment before would have its handler run when this is over.
         while not self._over.wait(_LOOK):
             pass
         if self._thread not in (None, threading.current_thread()):
             self._thread.join()
-        return self.report
+
+    def _successor(self) -> Drain:
+        """Whoever ran this one was called away: another one sees to the rest, in the same time."""
+        soonest = min(self._deadlines)
+        timeout = self._timeout if soonest == _NEVER else max(0.0, soonest - monotonic())
+        drain: Drain = self._server._portico_begin_drain(timeout)[0]
+        return drain
 
     # -- steps
 
     def run(self) -> DrainReport:
         """Close the listener, then see to it that every connection ends. Blocks. For whoever has claimed it."""
+        me = threading.current_thread()
+        self._inside.append(me)
+        try:
+            self._run()
+            self._end()
+        except BaseException:  # as of Ctrl-C: whoever asks for the end next is to have a drain that comes to one
+            self._broken_off = True
+            self._server._portico_forget_drain(self)
+            raise
+        finally:
+            self._over.set()
+            self._inside.remove(me)
+        return self.report
+
+    def _run(self) -> None:
         began = monotonic()
         try:
             until = began + self._grace  # the time in which balancers learn that this server is going
@@ -166,8 +197,6 @@ class Drain:
                 logs.emit(self._server, Drained(self.report))
         finally:
             self._server._portico_end_helpers()
-            self._end()
-        return self.report
 
     def _wait_for_ends(self) -> None:
         """Until all have ended, or the deadline; meanwhile tells those that are idle, within `drain_spread` seconds."""
@@ -193,19 +222,28 @@ class Drain:
         A request without a connection (a datagram's, a thread's last hook) is shown as one. So is, if nothing else
         runs, the loop: it may be in a handler, or about to let in what it has just taken.
         """
-        self._server._portico_reap()
-        inside: list[Any] = [threading.current_thread(), *self._inside]
-        loop_thread = self._server._portico_lifecycle.loop_thread
-        loop_waits = loop_thread in [thread.ident for thread in inside]
-        if loop_waits:
-            inside.append(None)  # what has no thread of its own is run by the loop
-        running = [connection for connection in self._connections if connection.runner not in inside]
+        server = self._server
+        server._portico_reap()
+        inside = list(self._inside)
+        idents = [thread.ident for thread in inside]
+        loop_thread = server._portico_lifecycle.loop_thread
+        idents += [None] * (loop_thread in idents)  # what has no thread of its own is run by the loop
+        running = [
+            connection
+            for connection in self._connections
+            if (
+                connection.runner not in inside
+                if connection.runner is not None
+                else (connection.in_hand or None) not in idents
+            )
+        ]
         known = {id(connection.runner) for connection in running}
-        runners = self._server._portico_runners()
+        runners = server._portico_runners()
         others = [runner for runner in runners if runner not in inside and id(runner) not in known]
-        if not running and not others and loop_thread is not None and not loop_waits:
+        # A loop of the program's own is no concern of ours, nor does it hear of a wish to stop before its next look.
+        if not running and not others and server._portico_loop is not None and None not in idents:
             others.append(None)
-        return running + [self._connections.stand_in(self._server, runner) for runner in others]
+        return running + [self._connections.stand_in(server, runner) for runner in others]
 
     def _await_end(self, seconds: float) -> None:
         if self._someone_ended.wait(seconds):
@@ -241,9 +279,11 @@ class Drain:
             say_whom(self._server, running, words)
 
     def _end(self) -> None:
-        self._server._portico_lifecycle.move(Verb.CLOSE)
-        self._server._portico_lifecycle.move(Verb.FINISH)
-        self._over.set()
+        try:
+            self._server._portico_lifecycle.move(Verb.CLOSE)
+            self._server._portico_lifecycle.move(Verb.FINISH)
+        finally:
+            self._over.set()
 
 
 def say_whom(server: Any, running: list[Connection], seconds: float) -> None:
@@ -266,7 +306,7 @@ def stack_of(connection: Connection) -> str:
         return "".join(_awaiting(runner.get_coro())) or "no stack"
     frame = getattr(runner, "gr_frame", None)  # a green thread that waits
     if frame is None:
-        thread = getattr(runner, "ident", None) or connection._server._portico_loop_thread
+        thread = getattr(runner, "ident", None) or connection.in_hand or connection._server._portico_loop_thread
         frame = frame_of(thread or 0)
     return "".join(traceback.format_stack(frame)) if frame is not None else "no stack"
 

@@ -99,6 +99,12 @@ class Ending:
         lifecycle.tell()
         return drain, True
 
+    def _portico_forget_drain(self, drain: Drain) -> None:
+        """It has come to nothing: whoever asks next is to have another one."""
+        with self._portico_lifecycle.lock:
+            if self._portico_drain is drain:
+                self._portico_drain = None
+
     def _portico_end_requests(self, *, wait: bool) -> None:
         """What `server_close` does about requests, when the listener is closed: a drain, or just the telling of it."""
         lifecycle = self._portico_lifecycle
@@ -120,15 +126,18 @@ class Ending:
 
     def _portico_is_empty(self, *, wait: bool) -> bool:
         """Whether nothing runs. One who can `wait` does so until the loop has let in what it has just taken."""
-        lifecycle = self._portico_lifecycle
         for _ in range(int(_A_MOMENT / _LOOK)):
             if len(self._portico_connections) or self._portico_runners():
                 return False
-            if not (wait and lifecycle.runs_in_another_thread) or lifecycle.run.wait(_LOOK):
+            if not (wait and self._portico_loops_elsewhere()) or self._portico_lifecycle.run.wait(_LOOK):
                 break
         # A loop that still runs after a moment is in a handler: with a datagram of ours, or for another server.
-        loops = wait and lifecycle.runs_in_another_thread and not self._portico_has_connections
+        loops = wait and self._portico_loops_elsewhere() and not self._portico_has_connections
         return not len(self._portico_connections) and not self._portico_runners() and not loops
+
+    def _portico_loops_elsewhere(self) -> bool:
+        """Whether a loop of ours runs, in another thread. A program's own is told to end, and not waited for."""
+        return self._portico_loop is not None and bool(self._portico_lifecycle.runs_in_another_thread)
 
     def _portico_can_wait_for_loop(self) -> bool:
         """Whether requests that run in the loop can be waited for.
@@ -160,8 +169,9 @@ class Ending:
 
     def _portico_end_listener(self) -> None:
         """Have the loop end, and close the socket. Safe again."""
-        if self._portico_loop is not None:
-            self._portico_stop()
+        with self._portico_lifecycle.lock:
+            if self._portico_lifecycle.running:  # perhaps in a loop of the program's own, which looks from time to time
+                self._portico_stop()
         close = getattr(getattr(self, "socket", None), "close", None)
         if close is not None:
             close()

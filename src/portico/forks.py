@@ -136,7 +136,8 @@ class ForkingMixIn(ForkedWords):
         self.collect_children()
         self._portico_end_requests(wait=self.block_on_close)
         drain = self._portico_drain
-        self.collect_children(blocking=self.block_on_close and (drain is None or not drain.report.stuck))
+        waits = self.block_on_close and (drain is None or not (drain.report.stuck or drain.is_here))
+        self.collect_children(blocking=waits)
         self._portico_end_watch()
 
     # -- in the parent

@@ -57,11 +57,11 @@ _NAMED: Final = 10
 def emit(server: object, event: Event) -> None:
     """Hand an event to the server's `handle_event`, or to `record` for a server that is not Portico's.
 
-    Never raises: telling about a fault must not become one.
+    Never raises, but for Ctrl-C: telling about a fault must not become one, nor be what ends a drain or a loop.
     """
     try:
         getattr(server, "handle_event", record)(event)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         _say_at_least_that(event, error)
 
 
@@ -181,7 +181,7 @@ def _peer(event: RequestFailed) -> str:
     return f"pid {who.pid}, uid {who.uid}"
 
 
-def _say_at_least_that(event: Event, error: Exception) -> None:
+def _say_at_least_that(event: Event, error: BaseException) -> None:
     """`handle_event` failed: an override's fault, or the log is out of reach."""
     try:
         record(event)
