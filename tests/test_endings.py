@@ -683,6 +683,7 @@ def test_whom_a_drain_waits_for_is_shown_where_he_is_whoever_runs_him() -> None:
         thread.join(10)
 
 
+@pytest.mark.alerts("handle_event raised")
 @pytest.mark.parametrize("state", [State.DRAINING, State.CLOSING, State.CLOSED])
 def test_a_listener_that_leaves_ends_no_drain(state: State) -> None:
     def leaves(server: Any, event: Any) -> None:

@@ -223,3 +223,82 @@ def test_it_leaves_no_descriptor_and_needs_none_for_a_look(make: Make) -> None:
     server.handle_request()
     assert len(os.listdir("/proc/self/fd")) == before
     assert server.timed_out == [1] * 5
+
+
+class Held:
+    """A server whose first request is seen by somebody, who then is held up before he takes it."""
+
+    def __init__(self, base: Any) -> None:
+        self.seen, self.go = threading.Event(), threading.Event()
+
+        def get_request(server: Any) -> Any:
+            if not self.seen.is_set():
+                self.seen.set()
+                assert self.go.wait(10)
+            return base.get_request(server)
+
+        self.server: Any = type("Held", (base,), {"get_request": get_request})(LOOPBACK, handler)
+
+
+@pytest.mark.parametrize("name", ["TCPServer", "UDPServer", "ThreadingTCPServer"])
+@pytest.mark.parametrize("first", ["handle_request", "a loop"])
+def test_nobody_waits_for_a_request_that_another_one_has_taken(name: str, first: str) -> None:
+    held = Held(getattr(portico, name))
+    with held.server as server:
+        loops = first == "a loop"
+        thread = threading.Thread(target=server.serve_forever if loops else server.handle_request, daemon=True)
+        thread.start()
+        answers: list[bytes] = []
+        client = threading.Thread(target=lambda: answers.append(answer(server)))
+        client.start()
+        assert held.seen.wait(10)
+        server.handle_request()
+        client.join(10)
+        assert answers == [b"HELLO"]
+        held.go.set()
+        if loops:
+            server._BaseServer__shutdown_request = True
+        thread.join(2)
+        stuck = thread.is_alive()
+        if stuck:
+            answer(server)
+    assert not stuck
+
+
+def test_where_nobody_takes_any_more_a_program_may_wait_in_accept() -> None:
+    with portico.TCPServer(LOOPBACK, handler) as server:
+        client = threading.Thread(target=answer, args=(server,))
+        client.start()
+        server.handle_request()
+        client.join(10)
+        assert os.get_blocking(server.fileno())
+
+
+def test_a_wish_to_stop_is_heard_by_each_thread_that_is_inside() -> None:
+    entered, release = threading.Event(), threading.Event()
+
+    def slow(request: Any, client_address: Any, server: Any) -> None:
+        entered.set()
+        release.wait(10)
+
+    with portico.TCPServer(LOOPBACK, slow) as server:
+        returned = threading.Event()
+
+        def work() -> None:
+            server.handle_request()
+            server.handle_request()
+            returned.set()
+
+        busy = threading.Thread(target=work, daemon=True)
+        busy.start()
+        with socket.create_connection(server.server_address):
+            assert entered.wait(10)
+            waiting = Waiting(server)
+            server.shutdown()
+            assert waiting.has_returned(2)
+            release.set()
+            assert returned.wait(2)
+        waiting = Waiting(server)  # all have heard of it
+        assert not waiting.has_returned(0.05)
+        server.shutdown()
+        assert waiting.has_returned(2)

@@ -192,16 +192,8 @@ class BaseServer(Serving, Generic[RequestT]):
         """
         waits = [wait for wait in (self.socket.gettimeout(), self.timeout) if wait is not None]
         self._portico_check_socket()
-        may_take = self._portico_waits.until_one_may_be_taken(self, min(waits, default=None))
-        if may_take is None:
-            return None
-        if not may_take:
-            return self.handle_timeout()
-        self._portico_wait_to_take(False)
-        try:
-            self._handle_request_noblock()
-        finally:
-            self._portico_wait_to_take(True)
+        if self._portico_waits.take(self, min(waits, default=None)) is False:
+            self.handle_timeout()
 
     def service_actions(self) -> None:
         """Called after every turn of the loop. To override; one that raises is logged."""

@@ -7,6 +7,8 @@ Several may wait at once, each in a thread of its own, and next to a loop.
 from __future__ import annotations
 
 import selectors
+import threading
+from _weakrefset import WeakSet
 from contextlib import suppress
 
 from ._loop import Waker, selector_class
@@ -27,10 +29,17 @@ _LOOK: Final = 0.08
 
 
 class Waits:
-    """Those that wait for a server's next request. It does not know the server, whose socket knows it."""
+    """Those that wait for a server's next request, or are in it. It does not know the server, whose socket knows it.
+
+    A wish to stop is heard once by each thread that is in here when it comes: one that waits gives up at once, one that
+    is in a handler has its next call return.
+    """
 
     def __init__(self) -> None:
         self._all: set[_Wait] = set()
+        self._missed: WeakSet[threading.Thread] = WeakSet()
+        self._lock = threading.Lock()
+        self._takers: set[object] = set()
 
     def wake(self) -> None:
         """Have them look again. From any thread and from signal handlers, like `end`."""
@@ -43,23 +52,64 @@ class Waits:
             wait.over = True
             wait.wake()
 
-    def until_one_may_be_taken(self, server: Any, seconds: float | None) -> bool | None:
-        """Whether one may be taken, or the time is up (False), or the server is to stop, or has been closed (None)."""
+    def take(self, server: Any, seconds: float | None) -> bool | None:
+        """Take one request, when one may be taken, and run it.
+
+        Whether there was one; False if the time was up, None if the server is to stop, or has been closed.
+        """
         sock = getattr(server, "socket", None)
         if isinstance(sock, ServerSocket) and sock.on_close is None:  # no loop has asked to be told
             sock.on_close = self.end
         wait = _Wait(server, seconds)
         self._all.add(wait)
+        found: bool | None = False
         try:
-            found = wait.run()
+            if self._has_missed():
+                wait.over = True
+            try:
+                found = wait.run()
+            finally:
+                wait.close()
+            if found:
+                self._run_one(server, wait)
         finally:
             self._all.discard(wait)
-            wait.close()
+            if found and wait.over:
+                self._missed.add(threading.current_thread())
         if found is None:
             with server._portico_lifecycle.lock:
-                if not server._portico_lifecycle.running:  # nobody else has to hear of it
+                if not server._portico_lifecycle.running:  # else the loop has to hear of it
                     server._BaseServer__shutdown_request = False
         return found
+
+    def _run_one(self, server: Any, wait: object) -> None:
+        self.begin_to_take(server, wait)
+        try:
+            server._handle_request_noblock()
+        finally:
+            self.end_taking(server, wait)
+
+    def _has_missed(self) -> bool:
+        """Whether a wish to stop came while this thread was in a handler. Asked once."""
+        if not self._missed:
+            return False
+        me = threading.current_thread()
+        found = me in self._missed
+        self._missed.discard(me)
+        return found
+
+    def begin_to_take(self, server: Any, taker: object) -> None:
+        """From now on a request that is not there any more must not be waited for: others may have taken it."""
+        with self._lock:
+            self._takers.add(taker)
+            server._portico_wait_to_take(False)
+
+    def end_taking(self, server: Any, taker: object) -> None:
+        """It may be, if this was the last one of them."""
+        with self._lock:
+            self._takers.discard(taker)
+            if not self._takers:
+                server._portico_wait_to_take(True)
 
 
 class _Wait:
@@ -82,8 +132,9 @@ class _Wait:
 
     def close(self) -> None:
         self._selector.close()
-        if self._waker is not None:
-            self._waker.close()
+        waker, self._waker = self._waker, None
+        if waker is not None:
+            waker.close()
 
     def run(self) -> bool | None:
         server = self._server

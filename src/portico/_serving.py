@@ -293,7 +293,7 @@ class Serving(Openable):
             lifecycle.begin()
         lifecycle.get_ready()
         self._portico_loop = loop
-        self._portico_wait_to_take(False)
+        self._portico_waits.begin_to_take(self, loop)
         sock = getattr(self, "socket", None)
         # A socket that somebody else made does not tell when it is closed: that has to be looked for.
         self._portico_ticks = self._portico_overridden("service_actions")
@@ -334,7 +334,7 @@ class Serving(Openable):
         if self._portico_lobby is not None:
             self._portico_lobby.close()
             self._portico_lobby = None
-        self._portico_wait_to_take(True)
+        self._portico_waits.end_taking(self, loop)
         sock = getattr(self, "socket", None)
         if isinstance(sock, _sockets.ServerSocket):
             sock.on_close, sock.on_detach = self._portico_waits.end, None
