@@ -302,3 +302,23 @@ def test_a_wish_to_stop_is_heard_by_each_thread_that_is_inside() -> None:
         assert not waiting.has_returned(0.05)
         server.shutdown()
         assert waiting.has_returned(2)
+
+
+def test_a_copied_loop_has_limits_read_once() -> None:
+    """It calls this for each datagram, as `handle_request` does, which has read them a moment before."""
+    reads: list[int] = []
+
+    def refresh(server: Any) -> None:
+        reads.append(1)
+        portico.UDPServer._portico_refresh(server)
+
+    kind = type("Reads", (portico.UDPServer,), {"_portico_refresh": refresh})
+    with kind(LOOPBACK, handler) as server, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+        client.connect(server.server_address)
+        for _ in range(2):
+            client.send(b"x")
+            server.handle_request()
+        assert len(reads) == 2
+        client.send(b"x")
+        server._handle_request_noblock()
+        assert len(reads) == 2
