@@ -290,15 +290,11 @@ def test_a_callable_that_raises_is_told_of_and_the_connection_closed(way: str) -
         assert isinstance(s.told(HookFailed)[0].error, LookupError)
 
 
-async def _nobody_awaits(*_: Any) -> bytes:
-    return b"no"
-
-
 @EVERY_WAY
 @pytest.mark.parametrize(
     ("answered", "error"),
-    [(lambda *_: "busy", TypeError), (_nobody_awaits, TypeError), (lambda *_: sys.exit(), SystemExit)],
-    ids=["text", "a coroutine", "exits"],
+    [(lambda *_: "busy", TypeError), (lambda *_: sys.exit(), SystemExit)],
+    ids=["text", "exits"],
 )
 def test_what_a_callable_must_not_do_is_told_of_and_ends_nothing(
     answered: Any, error: type[BaseException], way: str

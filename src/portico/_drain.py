@@ -209,8 +209,11 @@ class Drain:
             spread = min(self._server.drain_spread, deadline - began)
             self._tell(running, int(number * min(1.0, (now - began) / spread)) + 1 if spread else number)
             if now >= speak_at:
-                speak_at = now + (now - began) * 10
-                say_whom(self._server, running, now - began)
+                # Those who only wait for their turn to be told are not waited for.
+                late = [one for one in running if one.id in self._told or not one.is_idle()] if spread else running
+                speak_at = now + ((now - began) * 10 if late else _STUCK)
+                if late:
+                    say_whom(self._server, late, now - began)
             self._await_end(min(pause, deadline - now))
             pause = min(pause * 2, _LOOK, spread / number if spread else _LOOK)
             running = self._running()
@@ -260,6 +263,7 @@ class Drain:
 
     def _cut(self) -> None:
         """The deadline has come, or nobody is left. Those that go on are told once more, half way to the end."""
+        began = monotonic()
         running = self._running()
         self.report.cut += [connection for connection in running if not _is_loop(connection)]
         words: float = self._server._portico_last_words
@@ -276,7 +280,7 @@ class Drain:
         self.report.cut += [connection for connection in running if _is_loop(connection)]  # it is in a handler
         self.report.stuck = [(connection, stack_of(connection)) for connection in running]
         if running:
-            say_whom(self._server, running, words)
+            say_whom(self._server, running, monotonic() - began, cut=True)
 
     def _end(self) -> None:
         try:
@@ -286,10 +290,10 @@ class Drain:
             self._over.set()
 
 
-def say_whom(server: Any, running: list[Connection], seconds: float) -> None:
-    """Tell for whom it is waited, and what they are at."""
+def say_whom(server: Any, running: list[Connection], seconds: float, *, cut: bool = False) -> None:
+    """Tell for whom it is waited, and what they are at; for so long, or since they were `cut`."""
     waiting = [(connection, stack_of(connection)) for connection in running[:_NAMED]]
-    logs.emit(server, DrainWaiting(waiting, seconds))
+    logs.emit(server, DrainWaiting(waiting, seconds, cut=cut))
 
 
 def _is_loop(connection: Connection) -> bool:

@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
     from ._connection import Connection
 
-__all__ = ["Farewell", "Goodbyes", "goodbye_failed", "goodbyes_of", "tell"]
+__all__ = ["PATIENCE", "Farewell", "Goodbyes", "goodbye_failed", "goodbyes_of", "tell"]
 
 # Seconds that one goodbye may take.
-_PATIENCE: Final = 1.0
+PATIENCE: Final = 1.0
 # Seconds in which those sessions are told that have not read all of what there is.
 _LATER: Final = 0.5
 # Seconds between two looks at them: the first ones, and all others.
@@ -90,9 +90,9 @@ class Goodbyes:
         return self._speaker is not None
 
     def look(self) -> None:
-        """Others are not to wait for one that takes longer than `_PATIENCE`."""
+        """Others are not to wait for one that takes longer than `PATIENCE`."""
         speaker = self._speaker
-        if speaker is None or monotonic() - speaker.since <= _PATIENCE:
+        if speaker is None or monotonic() - speaker.since <= PATIENCE:
             return
         connection = speaker.connection
         with self._lock:

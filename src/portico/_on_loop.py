@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from . import _engine, logs, settings
 from ._datagram_queue import DatagramQueue
 from ._datagrams import Answers
+from ._goodbyes import PATIENCE
 from ._loop_requests import Requests
 from ._meters import CountedSocket, MeteredSocket
 from ._sealed import kind_of
@@ -122,6 +123,16 @@ class OnLoop(Serving):
         raise NotImplementedError
 
     # -- limits and the end
+
+    def _portico_limit_goodbye(self, goodbye: Any, connection: Connection) -> None:
+        """Others are not to wait for one that takes longer than `PATIENCE`, nor is the drain. In the loop's thread."""
+        self._portico_requests.later(PATIENCE, partial(self._portico_end_goodbye, goodbye, connection))
+
+    def _portico_end_goodbye(self, goodbye: Any, connection: Connection) -> None:
+        if goodbye in self._portico_requests:
+            logs.emit(self, HookFailed("goodbye", TimeoutError(f"it was not over after {PATIENCE:g} s")))
+            connection.shut(socket.SHUT_RDWR)
+            self._portico_cancel(goodbye)
 
     def _portico_runs_here(self) -> bool:
         return super()._portico_runs_here() or any(requests.need_here() for requests in self._portico_requests_so_far)

@@ -336,6 +336,7 @@ class AsyncMixIn(OnLoop):
         task = asyncio.get_running_loop().create_task(run, context=request_context(self))
         self._portico_requests.add(task)
         self._portico_requests.goodbyes.add(task)
+        self._portico_limit_goodbye(task, connection)
         task.add_done_callback(partial(_ended, self._portico_requests))
 
     async def _portico_goodbye(self, connection: Connection) -> None:

@@ -255,13 +255,17 @@ class ConnectionsHigh(Event):
 
 
 class DrainWaiting(Event):
-    """A drain has been waiting for a while: for whom, as pairs of a connection and the stack of whoever runs it."""
+    """A drain has been waiting for a while: for whom, as pairs of a connection and the stack of whoever runs it.
 
-    __slots__ = ("seconds", "waiting")
+    With `cut` these go on so many seconds after they have been cut.
+    """
 
-    def __init__(self, waiting: list[tuple[Any, str]], seconds: float) -> None:
+    __slots__ = ("cut", "seconds", "waiting")
+
+    def __init__(self, waiting: list[tuple[Any, str]], seconds: float, *, cut: bool = False) -> None:
         self.waiting = waiting
         self.seconds = seconds
+        self.cut = cut
 
 
 class Drained(Event):

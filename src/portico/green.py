@@ -154,6 +154,7 @@ class GreenMixIn(OnLoop):
         thread = GreenThread(hub)
         thread.prepare(self._portico_requests, request_context(self), (_say_goodbye, self, connection))
         self._portico_requests.goodbyes.add(thread)
+        self._portico_limit_goodbye(thread, connection)
         thread.start(soon=True)
 
     def _portico_cancel(self, request: GreenThread) -> None:

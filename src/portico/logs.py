@@ -137,7 +137,8 @@ def _rendered_of_connections(event: Event) -> tuple[int, str, BaseException | No
             return _WARNING, f"{event.active} connections are open (connections_alarm, max_connections)", None
         case DrainWaiting():
             whom = "\n".join(f"{_whom(connection)}:\n{stack}" for connection, stack in event.waiting)
-            return _WARNING, f"has been waiting {event.seconds:.2g} s for requests to end; the first are\n{whom}", None
+            why = "requests to end" if not event.cut else "requests that have been cut"
+            return _WARNING, f"has been waiting {event.seconds:.2g} s for {why}; the first are\n{whom}", None
         case Drained() if event.report.cut:
             whom = ", ".join(_whom(connection) for connection in event.report.cut[:_NAMED])
             report = event.report
