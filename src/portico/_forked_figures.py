@@ -27,29 +27,32 @@ class Figures:
     """Room for so many children as there are at once. In the parent, before it forks."""
 
     def __init__(self) -> None:
-        self._free: list[tuple[Any, int]] = []
+        self._pages: list[Any] = []
+        self._free: list[int] = []
+        """Numbers of places, on all pages."""
 
     def take(self, began: float) -> SharedTally:
         """A tally of nothing, of a connection that began then."""
         if not self._free:
             from mmap import mmap  # only now: `import portico` is to stay cheap
 
-            page = memoryview(mmap(-1, 8 * _FIELDS * _ROOM)).cast("d")
-            self._free = [(page, first) for first in range(0, len(page), _FIELDS)]
-        return SharedTally(began, *self._free.pop())
+            self._free = list(range(len(self._pages) * _ROOM, (len(self._pages) + 1) * _ROOM))
+            self._pages.append(memoryview(mmap(-1, 8 * _FIELDS * _ROOM)).cast("d"))
+        place = self._free.pop()
+        return SharedTally(began, self._pages[place // _ROOM], place)
 
     def free(self, tally: SharedTally) -> None:
         """Its child has ended, and nobody will look any more."""
-        self._free.append((tally.page, tally.first))
+        self._free.append(tally.place)
 
 
 class SharedTally(Tally):
     """A tally that parent and child see alike. Whole numbers are exact up to 2**53 bytes."""
 
-    __slots__ = ("first", "page")
+    __slots__ = ("first", "page", "place")
 
-    def __init__(self, now: float, page: Any, first: int) -> None:
-        self.page, self.first = page, first
+    def __init__(self, now: float, page: Any, place: int) -> None:
+        self.page, self.place, self.first = page, place, first = page, place, place % _ROOM * _FIELDS
         super().__init__(now)
         page[first + 4] = page[first + 5] = 0
 
