@@ -1,7 +1,7 @@
 # make run     serve the examples for real
 # make test    all tests              make check   ruff and mypy --strict
 # make bench   measure against the standard library, and against every peer that can be installed
-# make reliability  do what goes wrong to real servers, and write docs/reliability.md (8 minutes)
+# make reliability  do what goes wrong to real servers, and write docs/reliability.md (12 minutes)
 # make soak    watch memory under a mixed load for SOAK=600 seconds, and count 100,000 forks, for the same page
 # make faults  show that the tests of mended faults fail on the standard library's module
 

@@ -11,6 +11,7 @@ import gc
 import importlib
 import importlib.util
 import os
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
@@ -118,3 +119,12 @@ def nothing_left_behind(request: pytest.FixtureRequest, no_alerts: None) -> Iter
     left = {number: what for number, what in _descriptors().items() if descriptors.get(number) != what}
     assert not left, f"descriptors left: {left}"
     assert not (going_on := _unfinished()), f"tasks or green threads left: {going_on}"
+
+
+@pytest.fixture
+def hurried() -> Iterator[None]:
+    """Threads take turns as often as they can."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    yield
+    sys.setswitchinterval(before)

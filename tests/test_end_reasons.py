@@ -5,7 +5,6 @@ from __future__ import annotations
 import socket
 import sys
 import threading
-from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -87,15 +86,6 @@ def test_a_handler_may_have_its_connection_closed(case: Case) -> None:
         seconds_to_the_end(client)
         assert until(served.ends)
         assert served.reasons() == ["closed"]
-
-
-@pytest.fixture
-def hurried() -> Iterator[None]:
-    """Threads take turns all the time."""
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(1e-5)
-    yield
-    sys.setswitchinterval(before)
 
 
 @pytest.mark.usefixtures("hurried")

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import signal
 import socket
-import sys
 import threading
-from collections.abc import Iterator
 from contextlib import suppress
 from itertools import pairwise
 from typing import Any
@@ -39,15 +37,6 @@ class Listens(portico.ThreadingTCPServer):
 
 def follow_on(steps: list[tuple[State, State]]) -> bool:
     return all(one[1] is next_one[0] for one, next_one in pairwise(steps))
-
-
-@pytest.fixture
-def hurried() -> Iterator[None]:
-    """Threads that take turns as often as they can."""
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(1e-5)
-    yield
-    sys.setswitchinterval(before)
 
 
 @pytest.mark.usefixtures("hurried")

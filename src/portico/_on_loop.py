@@ -126,10 +126,11 @@ class OnLoop(Serving):
 
     def _portico_limit_goodbye(self, goodbye: Any, connection: Connection) -> None:
         """Others are not to wait for one that takes longer than `PATIENCE`, nor is the drain. In the loop's thread."""
-        self._portico_requests.later(PATIENCE, partial(self._portico_end_goodbye, goodbye, connection))
+        requests = self._portico_requests  # those of this loop: the server may be on another one by then
+        requests.later(PATIENCE, partial(self._portico_end_goodbye, requests, goodbye, connection))
 
-    def _portico_end_goodbye(self, goodbye: Any, connection: Connection) -> None:
-        if goodbye in self._portico_requests:
+    def _portico_end_goodbye(self, requests: Requests, goodbye: Any, connection: Connection) -> None:
+        if goodbye in requests:
             logs.emit(self, HookFailed("goodbye", TimeoutError(f"it was not over after {PATIENCE:g} s")))
             connection.shut(socket.SHUT_RDWR)
             self._portico_cancel(goodbye)
