@@ -70,7 +70,7 @@ FLOORS = (
     {"events"},
     {"_own", "settings"},
     {"limits"},
-    {"datagram_settings", "opening_settings"},
+    {"datagram_settings", "opening_settings", "_scopes"},
     {"_setting"},
     {"_keyring"},
     {"_contexts"},

@@ -6,6 +6,7 @@ import grp
 import pwd
 import socket
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ import portico
 from portico import limits, settings
 from portico.opening_settings import OPENING_SETTINGS
 
+from .contract.flavours import short_folder
 from .crowds import EVERY_WAY, scene, server_class
 from .loops import LOOPBACK
 from .test_connection_events import no_thread_can_start
@@ -102,6 +104,23 @@ CONTRADICTIONS: list[tuple[dict[str, Any], list[str]]] = [
 ]
 
 
+NOWHERE: list[tuple[str, dict[str, Any], str]] = [
+    *(("UDP", {name: value}, "datagrams") for name, value in (
+        ("allow_uids", [0]), ("min_read_rate", 1), ("send_timeout", 1.0), ("keepalive", 9), ("tcp_user_timeout", 9),
+    )),
+    *(("UDP", {name: value}, "sessions=True") for name, value in (
+        ("max_connections", 5), ("max_connections_per_client", 5), ("connections_alarm", 5), ("idle_timeout", 5),
+        ("connection_timeout", 5), ("session_timeout", 5), ("session_queue", 5), ("max_sessions", 5),
+    )),
+    ("TCP", {"allow_uids": [0]}, "allow, deny"),
+    ("TCP", {"allow_gids": "root"}, "allow, deny"),
+    ("UnixStream", {"allow": "10.0.0.0/8"}, "allow_uids, allow_gids"),
+    ("UnixStream", {"deny": ["::1"]}, "allow_uids, allow_gids"),
+    ("UnixDatagram", {"allow": "10.0.0.0/8"}, "allow_uids, allow_gids"),
+]  # fmt: skip
+"""Limits that could never hold there, and what is said of them."""
+
+
 def made(**members: Any) -> Any:
     return type("Mine", (portico.ThreadingTCPServer,), members)
 
@@ -173,10 +192,59 @@ def test_words_that_are_no_such_number_are_refused(name: str, text: str) -> None
 def test_users_are_users_and_groups_are_groups() -> None:
     groups, users = {group.gr_name for group in grp.getgrall()}, {user.pw_name for user in pwd.getpwall()}
     no_user = min(groups - users)
-    with portico.ThreadingTCPServer(LOOPBACK, lambda *_: None, allow_uids="root", allow_gids=["root", no_user]):
+    with (
+        short_folder() as folder,
+        portico.ThreadingUnixStreamServer(
+            f"{folder}/s", lambda *_: None, allow_uids="root", allow_gids=["root", no_user]
+        ),
+    ):
         pass
     assert f"no user {no_user!r}" in refused(lambda: made()(LOOPBACK, print, allow_uids=["root", no_user]))
     assert "no group 'nobody at all'" in refused(lambda: made()(LOOPBACK, print, allow_gids="nobody at all"))
+
+
+def nothing(*_: Any) -> None:
+    """A handler."""
+
+
+async def nothing_awaited(*_: Any) -> None:
+    """An async one."""
+
+
+@pytest.mark.parametrize("way", ["", "Threading", "Forking", "Green", "Async"])
+@pytest.mark.parametrize(("kind", "values", "why"), NOWHERE, ids=lambda value: ",".join(value))
+def test_a_limit_that_could_never_hold_is_refused(way: str, kind: str, values: dict[str, Any], why: str) -> None:
+    ((name, value),) = values.items()
+    handler: Any = nothing_awaited if way == "Async" else nothing
+    with short_folder() as folder:
+        address: Any = f"{folder}/s" if "Unix" in kind else LOOPBACK
+        server_class = getattr(portico, f"{way}{kind}Server")
+        said = refused(lambda: server_class(address, handler, **values))
+        assert said.startswith(f"{name} is ")
+        assert why in said
+        assert "Mine" in refused(lambda: type("Mine", (server_class,), values)(address, handler))
+        with server_class(address, handler) as server:
+            setattr(server, name, value)
+            assert said == refused(server.serve_forever)
+            delattr(server, name)
+            if name in limits.LIVE:
+                assert said == refused(lambda: server.configure(**values))
+
+
+def test_where_such_a_limit_holds_it_is_taken() -> None:
+    named = {"proxy_protocol": "required", "proxy_trusted": "unix", "allow": "10.0.0.0/8"}
+    with short_folder() as folder, made(**named)(f"{folder}/s", lambda *_: None):
+        pass
+    with portico.ThreadingUDPServer(LOOPBACK, lambda *_: None, sessions=True, max_connections=5, idle_timeout=3):
+        pass
+
+
+def test_a_socket_made_for_a_server_that_is_refused_is_closed() -> None:
+    with socket.socket() as ours:
+        ours.bind(LOOPBACK)
+        ours.listen()
+        assert "allow_uids" in refused(lambda: made(allow_uids=[0])(ours, print))
+    assert "allow_uids" in refused(lambda: made(allow_uids=[0])(LOOPBACK, print))  # or its descriptor would be left
 
 
 def test_a_list_of_networks_names_the_wrong_one() -> None:
@@ -194,7 +262,11 @@ LIVE = [name for name in NAMES if name in limits.LIVE]
 @pytest.mark.parametrize("name", LIVE)
 def test_configure_changes_all_or_none(name: str) -> None:
     needed = {"proxy_protocol": "required", "proxy_trusted": "127.0.0.1"} if name == "proxy_trusted" else {}
-    with made(**needed)(LOOPBACK, lambda *_: None, max_connections=7, reuse_threads=True).background() as server:
+    with ExitStack() as stack:
+        unix = f"{stack.enter_context(short_folder())}/s"
+        address = unix if name in ("allow_uids", "allow_gids") else LOOPBACK
+        server = made(**needed)(address, lambda *_: None, max_connections=7, reuse_threads=True)
+        stack.enter_context(server.background())
         before = {limit: getattr(server, limit) for limit in NAMES}
         for value in [*BAD[name], *WORSE[name]]:
             with pytest.raises(portico.SettingError, match=name):
@@ -288,6 +360,6 @@ def test_no_socket_stays_open_when_a_limit_is_wrong() -> None:
 
 
 def test_limits_that_are_right_are_kept_as_they_are() -> None:
-    good = {name: value for name, _, value in WORDS if "burst" not in name}
+    good = {name: value for name, _, value in WORDS if "burst" not in name and name not in ("allow_uids", "allow_gids")}
     with made(**good)(LOOPBACK, lambda *_: None) as server:
         assert {name: getattr(server, name) for name in good} == good

@@ -14,7 +14,7 @@ import pytest
 from portico.lifecycle import Refused
 
 from .balancing import SOURCE, Front, front, tell, v1
-from .every_way import EVERY, TCP, Case, in_every_way, serving
+from .every_way import EVERY, Case, in_every_way, serving
 from .waiting import until
 
 UNIX = [case for case in EVERY if case.is_unix]
@@ -144,14 +144,6 @@ def test_without_being_root_one_is_a_user_too(case: Case) -> None:
             assert client.ask()["uid"] == ME
         assert until(lambda: made.server.stats().active == 0)
         assert made.server.stats().refused == {"allow_uids": 1}
-
-
-@in_every_way(TCP)
-def test_rules_about_users_say_nothing_about_networks(case: Case) -> None:
-    with front(case, "optional", allow_uids=[ME + 1], allow_gids=[OTHER]) as made:
-        for header in (v1(), b""):
-            with made.client(header) as client:
-                assert client.ask()["uid"] is None
 
 
 @NEEDS_ROOT

@@ -98,15 +98,16 @@ class BaseServer(Serving, Generic[RequestT]):
         else:
             self._portico_infer_family()
             self.socket = self._portico_socket_class(self.address_family, self.socket_type)
-        if self._portico_keyring is not None:  # also for a program's own loop
-            self._portico_prepare_openings()
-        if bind_and_activate:
-            try:
+        try:
+            settings.check(self)  # once more: now it is known what clients there will be
+            if self._portico_keyring is not None:  # also for a program's own loop
+                self._portico_prepare_openings()
+            if bind_and_activate:
                 self.server_bind()
                 self.server_activate()
-            except BaseException:
-                self.server_close()
-                raise
+        except BaseException:
+            self.server_close()
+            raise
 
     def _portico_adopt(self, sock: _socket.socket) -> None:
         if sock.type != self.socket_type:

@@ -20,10 +20,10 @@ from ._addresses import describe, parse
 from ._base import BaseServer
 from ._install import install
 from ._running import StopsOnSignals
+from ._scopes import misplaced
 from ._serving import serve_together
 from ._system import System
 from .errors import PorticoError
-from .opening_settings import STREAMS_ONLY
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -108,9 +108,7 @@ def _serve(options: argparse.Namespace) -> int:
     values = dict(_assignment(text) for text in options.values)
     tls = _tls_options.read(options)
     _check_tls(options.addresses, values, tls)
-    unused = set(values) - {name for kind in _kinds(options) for name in _fitting(kind, values)}
-    if unused:
-        raise CommandError(f"--set {', '.join(sorted(unused))}: none of the servers asked for has such a setting")
+    _check_fitting(_kinds(options), values)
     if options.log_level is not None:
         _show_log(options.log_level)
     running: list[BaseServer[Any]] = []
@@ -236,8 +234,22 @@ def _module_of(concurrency: str) -> Any:
 
 def _fitting(server_class: Any, values: dict[str, Any]) -> dict[str, Any]:
     """Of the settings given, those that this kind of server has: one command line may start several kinds."""
-    refused = STREAMS_ONLY if server_class.socket_type == socket.SOCK_DGRAM else ()
-    return {name: value for name, value in values.items() if hasattr(server_class, name) and name not in refused}
+    return {
+        name: value
+        for name, value in values.items()
+        if hasattr(server_class, name) and _unfit(server_class, name, values) is None
+    }
+
+
+def _unfit(server_class: Any, name: str, values: dict[str, Any]) -> str | None:
+    return misplaced(name, server_class, family=server_class.address_family, given=values)
+
+
+def _check_fitting(kinds: Sequence[Any], values: dict[str, Any]) -> None:
+    """Raise for a setting that is of no use to any of the servers asked for."""
+    for name in sorted(set(values).difference(*(_fitting(kind, values) for kind in kinds))):
+        why = next((_unfit(kind, name, values) for kind in kinds if hasattr(kind, name)), None)
+        raise CommandError(f"--set {name}: {why or 'none of the servers asked for has such a setting'}")
 
 
 def _kinds(options: argparse.Namespace) -> list[Any]:

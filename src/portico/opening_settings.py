@@ -5,15 +5,13 @@ Declarations only; `settings` holds them all together. What is in a certificate'
 
 from __future__ import annotations
 
-from socket import SOCK_DGRAM, SOCK_STREAM
-
 from ._setting import FLAG, MAYBE_COUNT, MAYBE_PAUSE, PAUSE, PROXY_KIND, TLS_KIND, TRUSTED_KIND, Setting
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Final
 
-__all__ = ["OPENING_LIVE", "OPENING_SETTINGS", "STREAMS_ONLY", "check_opening"]
+__all__ = ["OPENING_LIVE", "OPENING_SETTINGS", "check_opening"]
 
 TLS: Final = Setting[object](
     "tls",
@@ -73,16 +71,12 @@ PROXY_TRUSTED: Final = Setting[object](
 )
 
 OPENING_SETTINGS: Final = tuple(value for value in list(globals().values()) if isinstance(value, Setting))
-STREAMS_ONLY: Final = frozenset({"tls", "starttls", "proxy_protocol", "proxy_trusted"})
-"""What a datagram server refuses."""
 OPENING_LIVE: Final = ("handshake_timeout", "max_handshakes", "suppress_ragged_eofs", "tls_watch", "proxy_trusted")
 """What is read again while a server runs. Certificates are `reload_tls()`'s."""
 
 
 def check_opening(server: Any, changed: set[str]) -> str | None:
     """What contradicts what, in words; None if nothing does."""
-    if changed & STREAMS_ONLY and getattr(server, "socket_type", SOCK_STREAM) == SOCK_DGRAM:
-        return f"{min(changed & STREAMS_ONLY)} is for stream connections, and {type(server).__name__} has datagrams"
     mode, trusted = getattr(server, "proxy_protocol", "off"), getattr(server, "proxy_trusted", None)
     if mode != "off" and trusted is None:
         return f"proxy_protocol ({mode!r}) needs proxy_trusted: the networks of those who may announce clients"

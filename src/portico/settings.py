@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 
 from . import limits
+from ._scopes import misplaced
 from ._setting import (
     BACKLOG,
     COUNT,
@@ -209,6 +210,11 @@ def check(server: object) -> None:
         return
     from . import admission
 
+    family = getattr(getattr(server, "socket", None), "family", None)
+    for name in sorted(changed):
+        wrong = misplaced(name, server, family=family)
+        if wrong is not None:
+            raise SettingError(f"{name} {wrong}{_whose(made_of, name)}")
     admission.check(server)
     _check_order(server, "idle_timeout", "connection_timeout")
     _check_order(server, "drain_spread", "drain_timeout")
