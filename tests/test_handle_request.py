@@ -304,21 +304,79 @@ def test_a_wish_to_stop_is_heard_by_each_thread_that_is_inside() -> None:
         assert waiting.has_returned(2)
 
 
+class Reads(portico.UDPServer):
+    """Counts how often its settings are read."""
+
+    reads = 0
+
+    def _portico_refresh(self) -> None:
+        self.reads += 1
+        super()._portico_refresh()
+
+
+def test_settings_are_read_again_only_if_something_has_been_set() -> None:
+    """Reading them took four times as long as all the rest."""
+    allowed = ["127.0.0.0/8"]
+    kind = type("Mine", (Reads,), {})
+    changes: list[tuple[Callable[[Any], object], int]] = [
+        (lambda server: None, 1),
+        (lambda server: None, 1),  # the first request has left its traces on the server
+        (lambda server: None, 0),
+        (lambda server: setattr(server, "connection_rate", 1000.0), 1),
+        (lambda server: None, 0),
+        (lambda server: setattr(kind, "connection_burst", 5), 1),
+        (lambda server: server.configure(connection_burst=6), 2),  # it reads them itself
+        (lambda server: setattr(server, "get_request", super(kind, server).get_request), 1),
+        (lambda server: setattr(kind, "verify_request", lambda *_: True), 1),
+        (lambda server: setattr(server, "RequestHandlerClass", lambda *what: handler(*what)), 1),
+        (lambda server: None, 0),
+        (lambda server: setattr(server, "allow", allowed), 1),
+        (lambda server: allowed.append("::1"), 1),
+        (lambda server: None, 1),
+    ]
+    with kind(LOOPBACK, handler) as server:
+        assert kind.reads == 0
+        for number, (change, reads) in enumerate(changes):
+            before = server.reads
+            change(server)
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+                client.sendto(b"x", server.server_address)
+                server.handle_request()
+            assert (number, server.reads - before) == (number, reads)
+
+
+@pytest.mark.parametrize("name", ["TCPServer", "ThreadingTCPServer", "GreenTCPServer", "UDPServer"])
+def test_a_limit_set_between_two_calls_holds_for_the_second(name: str) -> None:
+    with getattr(portico, name)(LOOPBACK, handler) as server:
+        for deny, answers in ((None, True), (["127.0.0.0/8"], False), ([], True)):
+            server.deny = deny
+            with socket.socket(server.address_family, server.socket_type) as client:
+                client.settimeout(10)
+                client.connect(server.server_address)
+                client.sendall(b"hello")
+                server.handle_request()
+                assert sum(server.stats().refused.values()) == (not answers) + (deny == [])
+                if answers:
+                    assert client.recv(100) == b"HELLO"
+
+
+def test_time_limits_hold_after_a_loop_has_ended_too() -> None:
+    with portico.ThreadingTCPServer(LOOPBACK, handler, idle_timeout=0.1) as server:
+        for _ in range(2):
+            with socket.create_connection(server.server_address, 10) as client:
+                server.handle_request()
+                assert client.recv(1) == b""
+            with server.background():
+                pass
+            server.socket = socket.create_server(LOOPBACK)
+            server.server_address = server.socket.getsockname()
+
+
 def test_a_copied_loop_has_limits_read_once() -> None:
     """It calls this for each datagram, as `handle_request` does, which has read them a moment before."""
-    reads: list[int] = []
-
-    def refresh(server: Any) -> None:
-        reads.append(1)
-        portico.UDPServer._portico_refresh(server)
-
-    kind = type("Reads", (portico.UDPServer,), {"_portico_refresh": refresh})
-    with kind(LOOPBACK, handler) as server, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+    with Reads(LOOPBACK, handler) as server, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
         client.connect(server.server_address)
         for _ in range(2):
             client.send(b"x")
-            server.handle_request()
-        assert len(reads) == 2
-        client.send(b"x")
-        server._handle_request_noblock()
-        assert len(reads) == 2
+            server._handle_request_noblock()
+        assert server.reads == 1

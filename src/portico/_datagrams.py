@@ -38,7 +38,9 @@ LONGEST: Final = 65507
 """Bytes of the longest datagram over IPv4 (RFC 768: 65535 with its head and IP's)."""
 _WILDCARDS: Final = ("0.0.0.0", "::", "::ffff:0.0.0.0")
 _LINUX: Final = (sys.platform, os.name) == ("linux", "posix") and sys.maxsize > 1 << 32  # `_mmsg` knows no others
+# As plain numbers: an enum's & takes longer than the call that returns it.
 _PEEK: Final = int(socket.MSG_PEEK)
+_TRUNC: Final = int(getattr(socket, "MSG_TRUNC", 0))
 _ANCILLARY: Final = socket.CMSG_SPACE(64) if hasattr(socket, "CMSG_SPACE") else 0
 # What a device says that cannot cut up what it is given for several (udp(7)).
 _CANNOT_CUT: Final = (errno.EIO, errno.EINVAL, errno.EMSGSIZE, errno.EOPNOTSUPP)
@@ -73,7 +75,7 @@ def receive_one(sock: Any, buffer: bytearray, flags: int) -> tuple[bytes, Any, b
     payload = bytes(memoryview(buffer)[:count])
     if peers is not None:
         address = peers.of(address, ancillary)
-    return payload, address, bool(told & socket.MSG_TRUNC)
+    return payload, address, bool(told & _TRUNC)
 
 
 def send_now(sock: Any, data: Any, flags: int, route: Route) -> int:
@@ -350,7 +352,7 @@ class DatagramSocket(ServerSocket):
         self._let_go()
         found = self.arrived[0] if self.arrived and flags & _PEEK else None if flags & ~DONT_WAIT else self.first()
         if found is not None:
-            return found[0][:bufsize], [], int(socket.MSG_TRUNC) if len(found[0]) > bufsize else 0, found[1]
+            return found[0][:bufsize], [], _TRUNC if len(found[0]) > bufsize else 0, found[1]
         peers = self.peers
         if peers is None:
             return super().recvmsg(bufsize, ancbufsize, flags)

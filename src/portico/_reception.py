@@ -320,7 +320,7 @@ def _is_ours(server: Any, name: str) -> bool:
 
 
 def _knows_senders(sock: Any) -> bool:
-    return type(sock) is DatagramSocket and knows_peers(sock.family)
+    return type(sock) is DatagramSocket and (sock.peers is not None or knows_peers(sock.family))
 
 
 def _unsent(server: Any) -> Callable[..., None]:
