@@ -77,6 +77,10 @@ def _idle(module: str, plan: Plan) -> list[float]:
     return [processes.run("server.py", module, "ThreadingTCPServer", "idle", seconds)["wakeups"]]
 
 
+def _one(class_name: str, module: str, plan: Plan) -> list[float]:
+    return [processes.run("server.py", module, class_name, "one", 500 if plan.quick else 5000)["took"]]
+
+
 def _load(class_name: str, kind: str, module: str, plan: Plan) -> dict[str, float]:
     with processes.serving(module, class_name) as server:
         warm_up = processes.load(kind, server.port, plan.seconds / 10)
@@ -147,6 +151,8 @@ EXPERIMENTS = (
         partial(_rate, "UDPServer", "datagrams"),
         needs="linux",
     ),
+    Experiment("one", (Measure("UDPServer handle_request()", "us"),), partial(_one, "UDPServer")),
+    Experiment("one-tcp", (Measure("TCPServer handle_request()", "us"),), partial(_one, "TCPServer")),
     Experiment(
         "import",
         (Measure("import statement", "ms", target=1.5), Measure("python -c 'import ...'", "ms", target=1.5)),

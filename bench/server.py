@@ -1,16 +1,17 @@
-"""The serving process, a script of its own: `server.py MODULE CLASS serve | idle SECONDS | shutdown TIMES`.
+"""The serving process, a script of its own: `server.py MODULE CLASS serve | idle SECONDS | shutdown TIMES | one TIMES`.
 
 MODULE is `portico` or `socketserver`; the handler echoes. Imports as little as it can, so that its memory is the
 module's, and says what it measured as one line of JSON.
 
 `serve` serves in the main thread, with no other thread, prints its port, and on SIGTERM prints its page faults and
 processor seconds (own and children's, since the loop began) and its peak memory. `idle` and `shutdown` serve in a
-thread and measure that.
+thread and measure that. `one` measures requests that are handled one by one, without a loop.
 """
 
 import os
 import resource
 import signal
+import socket
 import sys
 import threading
 import time
@@ -105,6 +106,21 @@ def shutdown(server: Any, times: int) -> None:
     say(f'{{"shutdown": {(taken[middle] + taken[~middle]) / 2}}}')
 
 
+def one(server: Any, times: int) -> None:
+    """Microseconds that `handle_request()` takes when its request is there already."""
+    taken = []
+    for _ in range(times):
+        with socket.socket(server.address_family, server.socket_type) as client:
+            client.connect(server.server_address)
+            client.send(bytes(64))
+            began = time.perf_counter()
+            server.handle_request()
+            taken.append((time.perf_counter() - began) * 1e6)
+            client.recv(64)
+    taken.sort()
+    say(f'{{"took": {taken[times // 2]}}}')
+
+
 def say(line: str) -> None:
     sys.stdout.write(line + "\n")
     sys.stdout.flush()
@@ -118,4 +134,4 @@ if __name__ == "__main__":
         elif kind == "idle":
             idle(the_server, float(number[0]))
         else:
-            shutdown(the_server, int(number[0]))
+            {"shutdown": shutdown, "one": one}[kind](the_server, int(number[0]))
