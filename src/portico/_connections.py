@@ -68,7 +68,7 @@ class Connections(Entry):
         self._numbers = count(1)
         self._lock = threading.RLock()  # re-entrant: a signal handler may ask for figures in the middle of it
         self.alarm_at = float("inf")
-        self._alarmed_at = float("-inf")
+        self._alarmed_at = self._overload_failed_at = float("-inf")
 
     def __len__(self) -> int:
         return len(self._live)

@@ -67,6 +67,7 @@ class Entry:
         _rules: list[str]
         _swept_at: float
         _alarmed_at: float
+        _overload_failed_at: float
         _tell_of_start: Callable[[Any, Connection], None]
         sweep: Callable[[], bool]
 
@@ -271,7 +272,10 @@ class Entry:
         except OSError:  # it has left, or has said nothing
             pass
         except (Exception, SystemExit) as error:  # which ends no more than this, as in a handler
-            logs.emit(server, HookFailed("overload", error))
+            now = monotonic()
+            if now - self._overload_failed_at >= server.alarm_cooldown:  # many may come: the log is not to be filled
+                self._overload_failed_at = now
+                logs.emit(server, HookFailed("overload", error))
 
     def count_refusal(self, reason: str, counts: dict[str, int] | None = None) -> None:
         """Count one, with those who were refused unless there are others to be counted with."""

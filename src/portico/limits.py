@@ -162,7 +162,7 @@ ALARM_COOLDOWN: Final = Setting(
     5.0,
     DURATION,
     unit="seconds",
-    reason="between two such warnings (Ranch: 5)",
+    reason="between two such warnings (Ranch: 5), and between two errors of an overload that raises",
 )
 MAX_THREADS: Final = Setting[int | None](
     "max_threads",
