@@ -226,7 +226,10 @@ def clients(server: Any, number: int) -> Iterator[list[Client]]:
 
 
 def refuses(server: Any) -> bool:
-    """Whether a client is refused that connects now."""
+    """Whether a client is refused that connects now.
+
+    One that is not says that it goes: a child that is forked meanwhile has a copy of its socket, and would wait for it.
+    """
     address = server.server_address
     with socket.socket(socket.AF_UNIX if isinstance(address, str) else socket.AF_INET) as sock:
         sock.settimeout(5)
@@ -234,6 +237,8 @@ def refuses(server: Any) -> bool:
             sock.connect(address)
         except (ConnectionRefusedError, ConnectionResetError, FileNotFoundError):
             return True
+        with suppress(OSError):  # reset already
+            sock.shutdown(socket.SHUT_RDWR)
     return False
 
 

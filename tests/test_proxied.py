@@ -797,7 +797,7 @@ def seconds_to_shutdown_among_silent_ones(case: Case, mode: str) -> float:
         for number in range(40):
             with made.client(v1(other(number))) as client:
                 assert client.ask()
-        assert time.monotonic() - began < 2
+        assert time.monotonic() - began < 5  # the silent ones have 10 s
         began = time.monotonic()
         made.server.shutdown()
         return time.monotonic() - began

@@ -309,7 +309,6 @@ def test_closing_leaves_no_thread() -> None:
         for client in clients:
             with client:
                 assert client.recv(1) == b""
-        server.shutdown()
         assert threads.running > 0
         server.server_close()
         assert not threads.running
