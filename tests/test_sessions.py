@@ -516,7 +516,7 @@ def test_what_waits_is_given_before_the_end_is_told(way: str) -> None:
 
 @EVERY_WAY
 def test_the_deadline_cuts(way: str) -> None:
-    """None may be stuck, of three at the most: where others keep this machine busy one may not have its turn in time."""
+    """None may be stuck; the best of three, as on a busy machine one may not have its turn in time."""
     assert any(not cut_at_the_deadline(way).stuck for _ in range(3))
 
 
