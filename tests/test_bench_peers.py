@@ -215,7 +215,7 @@ def test_measures_two_peers(tmp_path: Path) -> None:
 @pytest.mark.timeout(120)
 def test_measures_datagrams(tmp_path: Path) -> None:
     peers = "c-recvmmsg,c-recvfrom,portico-udp,portico-udp-threads,socketserver-udp,asyncio-udp"
-    arguments = ["--only", "udp,udp-1200,udp-ingest", "--peers", peers, "--rounds", "1", "--seconds", "0.1"]
+    arguments = ["--only", "udp,udp-1200,udp-ingest", "--peers", peers, "--rounds", "1", "--seconds", "0.4"]
     done = bench(*arguments, "--output", str(tmp_path))
     assert done.returncode == 0, done.stderr
     for name in ("udp", "udp-1200", "udp-ingest"):

@@ -307,6 +307,7 @@ def test_without_a_thread_to_be_had_a_signal_still_drains(kind: str, when: str) 
     with program(kind, no_threads=when) as process:
         with Client(process) as client:
             assert client.ask(b"line\n") == b"LINE\n"
+            time_of_kernel()
             client.say(b"half")
             time_of_kernel()
             process.terminate()
@@ -327,6 +328,7 @@ def time_of_kernel() -> None:
 def test_without_any_thread_a_second_signal_ends_the_process_all_the_same(kind: str) -> None:
     with program(kind, no_threads="from-the-beginning") as process, Client(process) as client:
         assert client.ask(b"line\n") == b"LINE\n"
+        time_of_kernel()
         client.say(b"half")
         time_of_kernel()
         process.send_signal(signal.SIGTERM)
@@ -420,6 +422,7 @@ def test_a_signal_to_the_whole_group_ends_children_by_the_drain(handler: str, nu
         with Client(process) as client, Client(process) as idle:
             assert idle.ask(b"line\n") == b"LINE\n"
             assert client.ask(b"line\n") == b"LINE\n"
+            time_of_kernel()
             client.say(b"half")
             time_of_kernel()
             os.killpg(process.pid, number)
@@ -450,6 +453,7 @@ def test_a_signal_to_one_child_alone_ends_it_and_nothing_else() -> None:
 def test_a_second_one_cuts_them() -> None:
     with program("ForkingTCPServer", "EchoBye", start_new_session=True) as process, Client(process) as client:
         assert client.ask(b"line\n") == b"LINE\n"
+        time_of_kernel()
         client.say(b"half")
         time_of_kernel()
         pids = children(process)

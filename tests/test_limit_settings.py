@@ -106,7 +106,7 @@ CONTRADICTIONS: list[tuple[dict[str, Any], list[str]]] = [
 
 NOWHERE: list[tuple[str, dict[str, Any], str]] = [
     *(("UDP", {name: value}, "datagrams") for name, value in (
-        ("allow_uids", [0]), ("min_read_rate", 1), ("send_timeout", 1.0), ("keepalive", 9), ("tcp_user_timeout", 9),
+        ("allow_uids", [0]), ("min_read_rate", 1), ("send_timeout", 1.0),
     )),
     *(("UDP", {name: value}, "sessions=True") for name, value in (
         ("max_connections", 5), ("max_connections_per_client", 5), ("connections_alarm", 5), ("idle_timeout", 5),

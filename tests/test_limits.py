@@ -484,13 +484,6 @@ def test_ipv4_clients_of_a_dual_stack_listener_are_ipv4_clients(way: str, unmap:
         assert s.server.stats().refused == {"deny": 1, "max_connections_per_client": 1}
 
 
-@EVERY_WAY
-def test_networks_mean_nothing_to_unix_clients(way: str) -> None:
-    with scene(way, "unix", allow="10.0.0.0/8", deny="127.0.0.0/8") as s:
-        s.crowd.come(1)
-        s.crowd.inside(1)
-
-
 # -- datagrams
 
 

@@ -17,8 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["misplaced"]
 
 _STREAMS: Final = frozenset({
-    "tls", "starttls", "proxy_protocol", "proxy_trusted", "allow_uids", "allow_gids",
-    "min_read_rate", "send_timeout", "keepalive", "tcp_user_timeout",
+    "tls", "starttls", "proxy_protocol", "proxy_trusted", "allow_uids", "allow_gids", "min_read_rate", "send_timeout",
 })  # fmt: skip
 _CONNECTIONS: Final = frozenset({
     "max_connections", "max_connections_per_client", "connections_alarm", "idle_timeout", "connection_timeout",
