@@ -133,5 +133,7 @@ if __name__ == "__main__":
             serve(the_server)
         elif kind == "idle":
             idle(the_server, float(number[0]))
+        elif kind == "shutdown":
+            shutdown(the_server, int(number[0]))
         else:
-            {"shutdown": shutdown, "one": one}[kind](the_server, int(number[0]))
+            one(the_server, int(number[0]))

@@ -201,6 +201,18 @@ def test_settings_for_a_socket_handed_down_are_those_of_any_kind_it_may_be(folde
             assert process.wait(10) == 0
 
 
+def test_a_rule_that_cannot_hold_for_a_socket_handed_down_is_not_dropped(folder: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        address = f"fd://{listener.fileno()}"
+        result = subprocess.run(
+            [*PORTICO, "serve", "handlers:Upper", address, "--set", "allow_uids=0"],
+            cwd=folder, env=environment(), capture_output=True, text=True, timeout=30,
+            pass_fds=[listener.fileno()], check=False,
+        )  # fmt: skip
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.startswith("portico: --set allow_uids: allow_uids is about who is behind a Unix socket")
+
+
 @pytest.mark.parametrize("others", [[], ["tcp://127.0.0.1:0"]], ids=["side by side", "apart"])
 def test_one_socket_cannot_be_served_twice(folder: Path, others: list[str]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:

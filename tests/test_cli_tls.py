@@ -356,7 +356,7 @@ WRONG: dict[str, tuple[list[str], str]] = {
     "started already": (
         ["tls://127.0.0.1:0", "CERT", "--set", "starttls=true"], "not tls://127.0.0.1:0, which is encrypted at once"
     ),
-    "started by datagrams": (["udp://127.0.0.1:0", "--set", "starttls=no"], "starttls: is for stream connections"),
+    "started by datagrams": (["udp://127.0.0.1:0", "--set", "starttls=no"], "starttls: starttls is for stream conn"),
     "certificates as words": (["tcp://127.0.0.1:0", "--set", "tls=cert.pem"], "tls must be a portico.TLS"),
     "nobody trusted": (["tcp://127.0.0.1:0", "--set", "proxy_protocol=required"], "needs proxy_trusted"),
     "nobody announced": (["tcp://127.0.0.1:0", "--set", "proxy_trusted=::1"], "needs a proxy_protocol"),

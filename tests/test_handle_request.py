@@ -314,62 +314,46 @@ class Reads(portico.UDPServer):
         super()._portico_refresh()
 
 
-def test_settings_are_read_again_only_if_something_has_been_set() -> None:
-    """Reading them took four times as long as all the rest."""
-    allowed = ["127.0.0.0/8"]
-    kind = type("Mine", (Reads,), {})
-    changes: list[tuple[Callable[[Any], object], int]] = [
-        (lambda server: None, 1),
-        (lambda server: None, 1),  # the first request has left its traces on the server
-        (lambda server: None, 0),
-        (lambda server: setattr(server, "connection_rate", 1000.0), 1),
-        (lambda server: None, 0),
-        (lambda server: setattr(kind, "connection_burst", 5), 1),
-        (lambda server: server.configure(connection_burst=6), 2),  # it reads them itself
-        (lambda server: setattr(server, "get_request", super(kind, server).get_request), 1),
-        (lambda server: setattr(kind, "verify_request", lambda *_: True), 1),
-        (lambda server: setattr(server, "RequestHandlerClass", lambda *what: handler(*what)), 1),
-        (lambda server: None, 0),
-        (lambda server: setattr(server, "allow", allowed), 1),
-        (lambda server: allowed.append("::1"), 1),
-        (lambda server: None, 1),
-    ]
-    with kind(LOOPBACK, handler) as server:
-        assert kind.reads == 0
-        for number, (change, reads) in enumerate(changes):
-            before = server.reads
-            change(server)
-            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
-                client.sendto(b"x", server.server_address)
+def test_limits_are_read_for_the_first_request_and_by_configure() -> None:
+    """Reading them takes longer than all the rest."""
+    with Reads(LOOPBACK, handler) as server, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+        client.settimeout(10)
+        client.connect(server.server_address)
+        for deny, reads in ((None, 1), (["127.0.0.0/8"], 2), (["10.0.0.0/8"], 3)):
+            if deny is not None:
+                server.configure(deny=deny)
+            for _ in range(2):
+                client.send(b"x")
                 server.handle_request()
-            assert (number, server.reads - before) == (number, reads)
+                assert server.reads == reads
+        assert server.stats().refused == {"deny": 2}
+        assert [client.recv(10) for _ in range(4)] == [b"X"] * 4
 
 
-@pytest.mark.parametrize("name", ["TCPServer", "ThreadingTCPServer", "GreenTCPServer", "UDPServer"])
-def test_a_limit_set_between_two_calls_holds_for_the_second(name: str) -> None:
-    with getattr(portico, name)(LOOPBACK, handler) as server:
-        for deny, answers in ((None, True), (["127.0.0.0/8"], False), ([], True)):
-            server.deny = deny
-            with socket.socket(server.address_family, server.socket_type) as client:
-                client.settimeout(10)
-                client.connect(server.server_address)
-                client.sendall(b"hello")
-                server.handle_request()
-                assert sum(server.stats().refused.values()) == (not answers) + (deny == [])
-                if answers:
-                    assert client.recv(100) == b"HELLO"
-
-
-def test_time_limits_hold_after_a_loop_has_ended_too() -> None:
-    with portico.ThreadingTCPServer(LOOPBACK, handler, idle_timeout=0.1) as server:
+@pytest.mark.parametrize("way", ["ThreadingTCPServer", "GreenTCPServer", "TCPServer"])
+def test_limits_are_read_again_after_a_loop_and_for_another_socket(way: str) -> None:
+    with getattr(portico, way)(LOOPBACK, handler) as server:
         for _ in range(2):
             with socket.create_connection(server.server_address, 10) as client:
+                if server.idle_timeout is None:
+                    client.sendall(b"hello")
                 server.handle_request()
-                assert client.recv(1) == b""
-            with server.background():
-                pass
-            server.socket = socket.create_server(LOOPBACK)
-            server.server_address = server.socket.getsockname()
+                assert client.recv(10) == (b"HELLO" if server.idle_timeout is None else b"")
+            server.idle_timeout = 0.1
+            thread = threading.Thread(target=server.serve_forever)
+            thread.start()
+            assert until(lambda: server.stats().state is State.SERVING)
+            server.suspend()
+            server.shutdown()
+            thread.join(10)
+        assert server.stats().ended == {"done": 1, "idle_timeout": 1}
+        server.socket.close()
+        server.socket = socket.create_server(LOOPBACK)
+        server.server_address = server.socket.getsockname()
+        server.deny = ["127.0.0.0/8"]
+        with socket.create_connection(server.server_address, 10):
+            server.handle_request()
+        assert server.stats().refused == {"deny": 1}
 
 
 def test_a_copied_loop_has_limits_read_once() -> None:

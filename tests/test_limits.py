@@ -277,9 +277,10 @@ def test_a_callable_answers_by_address_and_reason(way: str) -> None:
 
 
 @EVERY_WAY
-def test_a_callable_that_raises_is_told_of_and_the_connection_closed(way: str) -> None:
+@pytest.mark.parametrize("kind", [LookupError, FileNotFoundError])
+def test_a_callable_that_raises_is_told_of_and_the_connection_closed(way: str, kind: type[Exception]) -> None:
     def answer(client_address: Any, reason: str) -> bytes:
-        raise LookupError(reason)
+        raise kind(reason)
 
     with scene(way, max_connections=1, overload=answer) as s:
         s.crowd.come(1)
@@ -291,7 +292,7 @@ def test_a_callable_that_raises_is_told_of_and_the_connection_closed(way: str) -
         s.crowd.come(2)
         s.crowd.turned_away(4)
         assert [event.hook for event in s.told(HookFailed)] == ["overload"] * 3
-        assert isinstance(s.told(HookFailed)[0].error, LookupError)
+        assert isinstance(s.told(HookFailed)[0].error, kind)
 
 
 @EVERY_WAY

@@ -77,7 +77,7 @@ class BaseServer(Serving, Generic[RequestT]):
         settings.apply(self, values)
         if self.stdlib_compat:
             vars(self).update(settings.compat_values(self))
-        settings.check(self)
+        settings.check(self, values)
         self._portico_check_handler(RequestHandlerClass)
         self._portico_ready_keyring()  # what is wrong with certificates is said here, too
         self.server_address = server_address
@@ -98,16 +98,16 @@ class BaseServer(Serving, Generic[RequestT]):
         else:
             self._portico_infer_family()
             self.socket = self._portico_socket_class(self.address_family, self.socket_type)
-        try:
-            settings.check(self)  # once more: now it is known what clients there will be
-            if self._portico_keyring is not None:  # also for a program's own loop
-                self._portico_prepare_openings()
-            if bind_and_activate:
+        if self._portico_keyring is not None:  # also for a program's own loop
+            self._portico_prepare_openings()
+        if bind_and_activate:
+            try:
                 self.server_bind()
+                settings.check(self)  # once more: now it is known what clients there will be
                 self.server_activate()
-        except BaseException:
-            self.server_close()
-            raise
+            except BaseException:
+                self.server_close()
+                raise
 
     def _portico_adopt(self, sock: _socket.socket) -> None:
         if sock.type != self.socket_type:

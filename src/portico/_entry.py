@@ -7,6 +7,7 @@ becomes of those who are in is `_connections`'.
 from __future__ import annotations
 
 import socket
+from contextlib import suppress
 from time import monotonic
 
 from . import _sockets, logs
@@ -268,9 +269,8 @@ class Entry:
             # Who expects TLS would take plain text for a broken handshake.
             if answer and (server._portico_keyring is None or server.starttls):
                 request = (None, server.socket) if server._portico_has_sessions else request
-                _last_word(request, client_address, answer)
-        except OSError:  # it has left, or has said nothing
-            pass
+                with suppress(OSError):  # it has left, or has said nothing
+                    _last_word(request, client_address, answer)
         except (Exception, SystemExit) as error:  # which ends no more than this, as in a handler
             now = monotonic()
             if now - self._overload_failed_at >= server.alarm_cooldown:  # many may come: the log is not to be filled

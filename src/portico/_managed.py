@@ -87,6 +87,8 @@ class Managed(Ending):
     """Who enforces the time limits; at the least it can `close`."""
     _portico_look: Callable[[], float | None] | None = None
     """Where the loop enforces them: what it has to call every turn, for the seconds until it has to be called again."""
+    _portico_prepared_for: Any = False
+    """The socket for which the limits have been read."""
     _portico_has_sessions = False
     """Whether its datagrams belong to sessions (`_sessions`), which are its connections."""
 
@@ -128,7 +130,7 @@ class Managed(Ending):
             settings.ALL[name].check(value)
         own = vars(self)
         with self._portico_lifecycle.lock:
-            settings.check(settings.Changed(self, values))
+            settings.check(settings.Changed(self, values), values)
             before = {name: own[name] for name in values if name in own}
             own.update(values)
             try:
@@ -170,6 +172,11 @@ class Managed(Ending):
     def _portico_has_connections(self) -> bool:
         """Whether its requests are connections; a server with an own idea of requests does not always say."""
         return self._portico_has_sessions or getattr(self, "socket_type", None) == _socket.SOCK_STREAM
+
+    def _portico_prepare_once(self) -> None:
+        """Get ready where there is no loop that begins and ends: before the first request from this socket."""
+        if self._portico_prepared_for is not getattr(self, "socket", None):
+            self._portico_prepare()
 
     def _portico_refresh(self) -> None:
         """Read the limits anew: at the start, and when they are changed."""

@@ -10,9 +10,7 @@ import selectors
 import threading
 from _weakrefset import WeakSet
 from contextlib import suppress
-from operator import attrgetter
 
-from . import settings
 from ._loop import Waker, selector_class
 from ._sockets import ServerSocket, wait_readable
 from .lifecycle import STOP_FLAG
@@ -23,11 +21,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Waits"]
 
-# Those that it makes a difference to whether a program has overridden.
-_HOOKS: Final = (
-    "get_request", "verify_request", "process_request", "process_request_thread", "process_request_task",
-    "finish_request", "service_actions", "ready_to_accept", "handle_event",
-)  # fmt: skip
 _FOR_EVER: Final = float("inf")
 # Seconds between two looks for room.
 _LOOK_AGAIN: Final = 0.02
@@ -47,7 +40,6 @@ class Waits:
         self._missed: WeakSet[threading.Thread] = WeakSet()
         self._lock = threading.Lock()
         self._takers: set[object] = set()
-        self._read = Read()
 
     def wake(self) -> None:
         """Have them look again. From any thread and from signal handlers, like `end`."""
@@ -75,7 +67,7 @@ class Waits:
             if self._has_missed():
                 wait.over = True
             try:
-                found = wait.run(self._read)
+                found = wait.run()
             finally:
                 wait.close()
             if found:
@@ -114,36 +106,10 @@ class Waits:
 
     def end_taking(self, server: Any, taker: object) -> None:
         """It may be, if this was the last one of them."""
-        if taker is server._portico_loop:  # which has prepared the server for itself
-            self._read = Read()
         with self._lock:
             self._takers.discard(taker)
             if not self._takers:
                 server._portico_wait_to_take(True)
-
-
-class Read:
-    """What a server has read of its settings for its last request, so that it reads them again only if one is set.
-
-    Reading takes 20 us, and to see that all is as it was 3. A list may change and be the same, so it is read each time.
-    """
-
-    def __init__(self) -> None:
-        self._what: Any = None
-        self._hooks: Any = None
-        self._seen: Any = None
-
-    def again(self, server: Any) -> None:
-        """Read them, if need be."""
-        made = type(server)
-        if self._what is None:
-            self._what = attrgetter(*(setting.name for setting in settings.of(made)), "RequestHandlerClass", "socket")
-            self._hooks = attrgetter(*(name for name in _HOOKS if hasattr(made, name)))
-        seen = self._what(server), self._hooks(made), len(vars(server)), server._portico_timers
-        if seen != self._seen:
-            server._portico_prepare()
-            seen = self._what(server), self._hooks(made), len(vars(server)), server._portico_timers
-            self._seen = None if list in map(type, seen[0]) else seen
 
 
 class _Wait:
@@ -171,15 +137,13 @@ class _Wait:
         if waker is not None:
             waker.close()
 
-    def run(self, read: Read) -> bool | None:
+    def run(self) -> bool | None:
         server = self._server
-        came, prepared, looked = False, False, False
+        came, looked = False, False
         while not (self.over or vars(server).get(STOP_FLAG) or server.fileno() < 0):
             came = came or server._portico_left_over
-            if came and not prepared:
-                prepared = True
-                if server._portico_loop is None:
-                    read.again(server)
+            if came and server._portico_loop is None:
+                server._portico_prepare_once()
             held = self._held(came)
             if came and held is None:
                 return True

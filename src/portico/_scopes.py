@@ -1,4 +1,4 @@
-"""Which settings are about which servers: a limit that could never hold is an error, not a false comfort.
+"""Which settings are about which servers: a rule that could never hold is an error, not a false comfort.
 
 Rules only. Whether a class has a setting at all is told by its class variables; here is what depends on a server's
 socket and on its other settings. `settings` asks for a server, and `cli` for each of the kinds that it may start.
@@ -14,18 +14,18 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Any, Final
 
-__all__ = ["misplaced"]
+__all__ = ["RULES", "misplaced"]
 
-_STREAMS: Final = frozenset({
-    "tls", "starttls", "proxy_protocol", "proxy_trusted", "allow_uids", "allow_gids", "min_read_rate", "send_timeout",
-})  # fmt: skip
-_CONNECTIONS: Final = frozenset({
-    "max_connections", "max_connections_per_client", "connections_alarm", "idle_timeout", "connection_timeout",
-})  # fmt: skip
-"""Of streams, or sessions."""
-_SESSIONS: Final = frozenset({"session_timeout", "session_queue", "max_sessions"})
 _USERS: Final = frozenset({"allow_uids", "allow_gids"})
 _NETWORKS: Final = frozenset({"allow", "deny"})
+_OPENING: Final = frozenset({"tls", "starttls", "proxy_protocol", "proxy_trusted"})
+RULES: Final = _USERS | _NETWORKS | _OPENING
+"""Those that are never taken silently. A program may have attributes of its own that are called like the others."""
+_STREAMS: Final = _USERS | _OPENING | {"min_read_rate", "send_timeout"}
+_CONNECTIONS: Final = frozenset({
+    "max_connections", "max_connections_per_client", "connections_alarm", "idle_timeout", "connection_timeout",
+    "session_timeout", "session_queue", "max_sessions",
+})  # fmt: skip
 _INTERNET: Final = (socket.AF_INET, socket.AF_INET6)
 _UNIX: Final = getattr(socket, "AF_UNIX", None)
 
@@ -41,18 +41,16 @@ def misplaced(
     def has(setting: str, default: Any) -> Any:
         return given.get(setting, getattr(server, setting, default))
 
-    if getattr(server, "socket_type", socket.SOCK_STREAM) == socket.SOCK_DGRAM:
-        if name in _STREAMS:
-            return "is for stream connections, and this server has datagrams"
-        if name in _CONNECTIONS | _SESSIONS and not has("sessions", False):
-            return "is for connections, which this server has with sessions=True only"
-    if family is None:
-        return None
-    if name in _USERS and family != _UNIX:
-        return "is about who is behind a Unix socket; the clients of this server have networks (allow, deny)"
-    if name in _NETWORKS and family not in _INTERNET and has("proxy_protocol", "off") == "off":
-        return (
-            "is about IP addresses, which the clients of this server do not have, but users (allow_uids, allow_gids), "
-            "unless they are announced (proxy_protocol)"
-        )
+    datagrams = getattr(server, "socket_type", socket.SOCK_STREAM) == socket.SOCK_DGRAM
+    if datagrams and name in _STREAMS:
+        return "is for stream connections, and this server has datagrams"
+    if datagrams and name in _CONNECTIONS and not has("sessions", False):
+        return "is for connections, which this server has with sessions=True only"
+    if name in _USERS and family not in (None, _UNIX):
+        instead = ", but networks (allow, deny)" if family in _INTERNET else ""
+        return f"is about who is behind a Unix socket, which the clients of this server do not have{instead}"
+    if name in _NETWORKS and family not in (None, *_INTERNET) and has("proxy_protocol", "off") == "off":
+        users = ", but users (allow_uids, allow_gids), unless they are announced (proxy_protocol)"
+        instead = users if family == _UNIX and not datagrams else ""
+        return f"is about IP addresses, which the clients of this server do not have{instead}"
     return None

@@ -53,8 +53,6 @@ class Serving(Openable):
     """How many requests `get_request` has returned."""
     _portico_enter: Callable[[Any, Any, Any], bool] | None = None
     """Asked before a request counts, if anybody has to be: every connection's, a datagram's where there are rules."""
-    _portico_prepared = False
-    """Whether the limits have been read."""
     _portico_converts = False
     """Whether `accept` is somebody else's, so that connections have to be made to tell of their closing."""
     _portico_runs_inline = True
@@ -140,8 +138,8 @@ class Serving(Openable):
 
     def _handle_request_noblock(self) -> bool | Exception | None:
         """Take one request and run it. True if there was one, else the error that says why not."""
-        if not self._portico_prepared and self._portico_loop is None:  # a loop of a program's own, or the stdlib's
-            self._portico_prepare()
+        if self._portico_loop is None:  # a loop of a program's own, or the stdlib's
+            self._portico_prepare_once()
         try:
             request, client_address = self.get_request()
         except OSError as error:
@@ -322,7 +320,7 @@ class Serving(Openable):
             self._portico_converts |= self._portico_keyring is not None
         else:
             self._portico_enter = connections.enter_datagram if self._portico_limited else None
-        self._portico_prepared = True
+        self._portico_prepared_for = getattr(self, "socket", None)
 
     def _portico_look_often(self) -> None:
         """The listener's descriptor has gone to another object, as with TLS: one that will not tell of its closing."""
@@ -333,7 +331,7 @@ class Serving(Openable):
     def _portico_serving_ended(self, loop: Any) -> None:
         if self._portico_loop is not loop:
             return
-        self._portico_loop = None
+        self._portico_loop, self._portico_prepared_for = None, False
         if self._portico_lobby is not None:
             self._portico_lobby.close()
             self._portico_lobby = None

@@ -20,7 +20,7 @@ from ._addresses import describe, parse
 from ._base import BaseServer
 from ._install import install
 from ._running import StopsOnSignals
-from ._scopes import misplaced
+from ._scopes import RULES, misplaced
 from ._serving import serve_together
 from ._system import System
 from .errors import PorticoError
@@ -119,6 +119,8 @@ def _serve(options: argparse.Namespace) -> int:
             safe = partial(_safe, len(options.addresses))
             running.append(stack.enter_context(_server(address, handler, options.concurrency, given, safe=safe)))
             _refuse_the_same_socket(running, address)
+        # What sockets that were handed down are for is known only now.
+        _check_fitting(list(map(type, running)), {name: values[name] for name in values.keys() & RULES})
         for server in running:
             encrypted = server.tls is not None and not server.starttls
             print(f"serving {options.handler} on {describe(server.socket, encrypted=encrypted)}", flush=True)
@@ -249,7 +251,8 @@ def _check_fitting(kinds: Sequence[Any], values: dict[str, Any]) -> None:
     """Raise for a setting that is of no use to any of the servers asked for."""
     for name in sorted(set(values).difference(*(_fitting(kind, values) for kind in kinds))):
         why = next((_unfit(kind, name, values) for kind in kinds if hasattr(kind, name)), None)
-        raise CommandError(f"--set {name}: {why or 'none of the servers asked for has such a setting'}")
+        said = f"{name} {why}" if why else "none of the servers asked for has such a setting"
+        raise CommandError(f"--set {name}: {said}")
 
 
 def _kinds(options: argparse.Namespace) -> list[Any]:

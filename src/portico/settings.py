@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 
 from . import limits
-from ._scopes import misplaced
+from ._scopes import RULES, misplaced
 from ._setting import (
     BACKLOG,
     COUNT,
@@ -187,8 +187,10 @@ class Changed:
         return getattr(self._server, name)
 
 
-def check(server: object) -> None:
+def check(server: object, given: Iterable[str] = ()) -> None:
     """Raise `SettingError` for a setting, wherever it was set, that is not allowed, or that another one contradicts.
+
+    What was `given` as a setting also has to be of use to such a server.
 
     A program's own attribute that is called like a setting of other servers (`broadcast` on one of streams) is none.
     """
@@ -211,7 +213,7 @@ def check(server: object) -> None:
     from . import admission
 
     family = getattr(getattr(server, "socket", None), "family", None)
-    for name in sorted(changed):
+    for name in sorted(changed & RULES.union(given)):
         wrong = misplaced(name, server, family=family)
         if wrong is not None:
             raise SettingError(f"{name} {wrong}{_whose(made_of, name)}")
