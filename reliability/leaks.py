@@ -32,7 +32,7 @@ def experiment(way: Way, plan: Plan) -> list[Row]:
 
 
 def _leaked(way: Way, over: Over, plan: Plan) -> Row:
-    warm, rounds = plan.of(6 if over is TCP else 3, 1), plan.of(24 if over is TCP else 9, 3)
+    warm, rounds = plan.of(3 if over is UNIX else 6, 1), plan.of(24 if over is TCP else 9, 3)
     each = plan.of(400, 60)
     each //= 4 if way.forks else 2 if over.tls else 1
     sizes, failed = [], 0
