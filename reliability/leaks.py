@@ -27,7 +27,8 @@ def experiment(way: Way, plan: Plan) -> list[Row]:
     operator, or whose handlers raise, sleep or close twice, with limits and time limits set, over TCP, Unix sockets and
     TLS. After some rounds to warm up there must be no child, descriptor, thread, green thread or task more at the end
     than before, nor 700 objects of the garbage collector; the median of memory in the last rounds may be 0.5 MiB
-    above that in the first. Before it is read, what is free is given back to the system."""
+    above that in the first. Before it is read, what is free is given back to the system;
+    the C library has one arena."""
     return [_leaked(way, over, plan) for over in (TCP, UNIX, TLS)]
 
 
