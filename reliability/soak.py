@@ -26,10 +26,10 @@ ROUND, PAUSE = 80, 1.0
 
 def experiment(way: Way, plan: Plan) -> list[Row]:
     """The mixed load of the leak test, 80 connections a second or so (20 with TLS), for as long as was asked for, on
-    all ways to run, over TCP, Unix sockets and TLS, at the same time. Memory, of one arena, is read once a second, when what
-    is free has been given back to the system; from 30 % of the time on, the slope (Theil-Sen, of the least values of 60 spans)
-    must be below 1 MiB an hour. One more round must leave no child, descriptor, thread, green thread or task behind,
-    nor 700 objects of the garbage collector."""
+    all ways to run, over TCP, Unix sockets and TLS, at the same time. Memory, of one arena, is read once a second, when
+    what is free has been given back to the system; from 30 % of the time on, the slope (Theil-Sen, of the least values
+    of 60 spans) must be below 1 MiB an hour. One more round must leave no child, descriptor, thread, green thread or
+    task behind, nor 700 objects of the garbage collector."""
     overs = (TCP, UNIX, TLS)
     with ThreadPoolExecutor(len(overs)) as pool:
         return list(pool.map(partial(_soaked, way, plan), overs))

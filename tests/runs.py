@@ -7,6 +7,7 @@ before.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import sys
@@ -38,6 +39,10 @@ def main() -> int:
     name, handler, values = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
     way = next(way for way in WAYS if way.name == name)
     early = values.pop("early", False)
+    if "access_log" in values:
+        access = logging.getLogger("portico.access")
+        access.addHandler(logging.StreamHandler(sys.stdout))
+        access.setLevel(logging.INFO)
     server = way.made(handler, **values)
     if early:
         server.__class__ = type("EarlyServer", (Early, type(server)), {})

@@ -201,6 +201,23 @@ def test_settings_for_a_socket_handed_down_are_those_of_any_kind_it_may_be(folde
             assert process.wait(10) == 0
 
 
+def test_where_a_rule_does_not_hold_is_said(folder: Path) -> None:
+    addresses = ["tcp://127.0.0.1:0", f"unix:{folder / 'x.sock'}", "udp://127.0.0.1:0"]
+    rules = ["--set", "allow_uids=0", "--set", "deny=10.0.0.0/8"]
+    with subprocess.Popen(
+        [*PORTICO, "serve", "handlers:Upper", *addresses, *rules],
+        cwd=folder, env=environment(), stdout=subprocess.PIPE, text=True,
+    ) as process:  # fmt: skip
+        assert process.stdout is not None
+        lines = [process.stdout.readline() for _ in range(7)]
+        process.terminate()
+        assert process.wait(10) == 0
+    served = [line.split()[-1] for line in lines[:3]]
+    assert lines[4:] == [
+        f"not for {served[0]}: allow_uids\n", f"not for {served[1]}: deny\n", f"not for {served[2]}: allow_uids\n",
+    ]  # fmt: skip
+
+
 def test_a_rule_that_cannot_hold_for_a_socket_handed_down_is_not_dropped(folder: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         address = f"fd://{listener.fileno()}"

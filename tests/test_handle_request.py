@@ -213,6 +213,21 @@ def test_full_it_keeps_to_its_time(way: str, full: str) -> None:
             assert second.recv(100) == b"HELLO"
 
 
+def test_children_are_collected_whatever_a_program_does_at_timeouts() -> None:
+    kind = type("Mine", (portico.ForkingTCPServer,), {"handle_timeout": lambda _: None})
+    with kind(LOOPBACK, handler) as server:
+        with socket.create_connection(server.server_address, 10) as client:
+            client.sendall(b"hello")
+            server.handle_request()
+            assert client.recv(100) == b"HELLO"
+        (child,) = server.active_children
+        os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
+        server.timeout = 0
+        server.handle_request()
+        assert not server.active_children
+        assert server.stats().ended == {"done": 1}
+
+
 def test_it_leaves_no_descriptor_and_needs_none_for_a_look(make: Make) -> None:
     server = make(timeout=0)
     server.handle_request()
@@ -346,7 +361,7 @@ def test_limits_are_read_again_after_a_loop_and_for_another_socket(way: str) -> 
             server.suspend()
             server.shutdown()
             thread.join(10)
-        assert server.stats().ended == {"done": 1, "idle_timeout": 1}
+        assert until(lambda: server.stats().ended == {"done": 1, "idle_timeout": 1})
         server.socket.close()
         server.socket = socket.create_server(LOOPBACK)
         server.server_address = server.socket.getsockname()

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 import portico
-from portico import _sockets
+from portico import _sockets, settings
 
 from .contract.flavours import ALL, STREAMS, Flavour, short_folder
 from .loops import LOOPBACK, rest_of
@@ -120,6 +120,14 @@ def test_the_kernel_counts_whole_seconds(keepalive: float, idle: int, interval: 
 def test_or_all_three_figures_are_given(keepalive: Any) -> None:
     with portico.TCPServer(LOOPBACK, Telling, keepalive=keepalive) as server:
         assert options(server.socket) == {**DEFAULTS, "on": 1, "idle": 10, "interval": 5, "count": 3}
+
+
+@pytest.mark.parametrize("keepalive", [True, False])
+def test_or_the_system_decides(keepalive: bool) -> None:
+    """What programs mean that have an attribute of that name."""
+    with portico.TCPServer(LOOPBACK, Telling, keepalive=keepalive) as server:
+        assert options(server.socket) == {**DEFAULTS, "on": int(keepalive)}
+    assert settings.ALL["keepalive"].parse(str(keepalive)) is keepalive
 
 
 @pytest.mark.parametrize(("seconds", "milliseconds"), [(0.0001, 1), (0.5, 500), (1, 1000), (1.2345, 1234)])

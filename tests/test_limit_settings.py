@@ -107,7 +107,7 @@ CONTRADICTIONS: list[tuple[dict[str, Any], list[str]]] = [
 
 NOWHERE: list[tuple[str, dict[str, Any], str]] = [
     *(("UDP", {name: value}, "datagrams") for name, value in (
-        ("allow_uids", [0]), ("min_read_rate", 1), ("send_timeout", 1.0),
+        ("allow_uids", [0]), ("min_read_rate", 1), ("send_timeout", 1.0), ("keepalive", 9), ("tcp_user_timeout", 9),
     )),
     *(("UDP", {name: value}, "sessions=True") for name, value in (
         ("max_connections", 5), ("max_connections_per_client", 5), ("connections_alarm", 5), ("idle_timeout", 5),
@@ -234,6 +234,21 @@ def test_a_limit_that_could_never_hold_is_refused(way: str, kind: str, values: d
             assert "Mine" in refused(lambda: mine(address, handler))
         else:  # a program's own attribute, harmless under `socketserver`
             mine(address, handler).server_close()
+            type("Mine", (server_class,), {name: "never"})(address, handler).server_close()
+
+
+def test_all_values_that_are_wrong_are_named_at_once() -> None:
+    said = refused(lambda: made(idle_timeout=0, overload="Busy!")(LOOPBACK, print, max_connections=3, keepalive="on"))
+    assert said.startswith("keepalive must be ")  # what is given is looked at first
+    said = refused(lambda: made(idle_timeout=0, overload="Busy!", keepalive="on")(LOOPBACK, print))
+    assert all(f"{name} must be " in said for name in ("idle_timeout", "overload", "keepalive"))
+
+
+@pytest.mark.parametrize("slip", ["wiat", "Close", "WAIT", "closed"])
+def test_a_slip_is_not_what_clients_are_told(slip: str) -> None:
+    with pytest.raises(portico.SettingError, match=f"^overload must be .*, not '{slip}'"):
+        settings.ALL["overload"].parse(slip)
+    assert settings.ALL["overload"].parse(r"busy\n") == b"busy\n"
 
 
 def test_where_such_a_limit_holds_it_is_taken() -> None:

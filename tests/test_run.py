@@ -175,6 +175,20 @@ def test_a_deaf_handler_ends_with_the_process(way: Way, style: str) -> None:
         assert not any(is_alive(pid) for pid in children)
 
 
+@pytest.mark.parametrize(("way", "style"), DEAF)
+def test_a_connection_that_ends_with_the_process_has_its_line_in_the_log(way: Way, style: str) -> None:
+    with running(way, style, drain_timeout=0.1, access_log="json") as program, Client(program) as client:
+        assert client.line() == b"here\n"
+        pause()
+        client.say(b"x")
+        program.tell()
+        assert client.rest() == b""
+        status, out, _ = program.ended()
+        assert status == 3
+        (line,) = [json.loads(line) for line in out.splitlines() if line.startswith("{")]
+        assert (line["reason"], line["bytes_in"]) == ("cut", 1)
+
+
 @by_way
 def test_a_second_signal_ends_even_a_deaf_handler(way: Way) -> None:
     with running(way, "Catches", drain_timeout=30.0) as program, Client(program) as client:

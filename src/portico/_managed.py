@@ -124,9 +124,9 @@ class Managed(Ending):
         """
         for name, value in values.items():
             if name not in limits.LIVE or not hasattr(type(self), name):
-                known = ", ".join(name for name in limits.LIVE if hasattr(type(self), name))
                 wrong = "cannot be changed while a server runs" if name in settings.ALL else "is no setting"
-                raise SettingError(f"{name!r} {wrong}; these can be changed: {known}")
+                can_be = [name for name in limits.LIVE if hasattr(type(self), name)]
+                raise SettingError(f"{name!r} {wrong}; {settings.alternatives(name, can_be, 'these can be changed')}")
             settings.ALL[name].check(value)
         own = vars(self)
         with self._portico_lifecycle.lock:

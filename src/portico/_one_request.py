@@ -60,6 +60,7 @@ class Waits:
         sock = getattr(server, "socket", None)
         if isinstance(sock, ServerSocket) and sock.on_close is None:  # no loop has asked to be told
             sock.on_close = self.end
+        server._portico_reap()  # a program's own `handle_timeout` may not do it
         wait = _Wait(server, seconds)
         self._all.add(wait)
         found: bool | None = False

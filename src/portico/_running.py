@@ -33,6 +33,8 @@ __all__ = ["CUT", "StopsOnSignals"]
 
 # Seconds that the main thread has for the end of its signal handler.
 _BACK: Final = 0.01
+# Seconds that the last words about what is stuck may take.
+_WORDS: Final = 1.0
 CUT: Final = 3
 """The exit status when connections had to be cut."""
 
@@ -56,6 +58,7 @@ class StopsOnSignals:
         self._before: dict[int, Any] = {}
         self._drains: list[Drain] = []
         self._helpers: list[_Helper] = []
+        self._leaving = threading.Lock()
         self._stopping = self._hurries = False
         self._serves = False
         self.status = 0
@@ -153,6 +156,10 @@ class StopsOnSignals:
         """Not before all other servers have drained; nobody else can end what is stuck."""
         for drain in self._drains:
             drain.finish()
+        self._leaving.acquire(timeout=_WORDS)  # for good: others who have found something stuck wait here for the end
+        for server in self._servers:
+            for connection in list(server._portico_connections):  # their ends would be nobody's to tell
+                server._portico_connections.end(connection, EndReason.CUT)
         self._leave()
 
     def _cut_here(self) -> None:

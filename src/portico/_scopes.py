@@ -21,7 +21,7 @@ _NETWORKS: Final = frozenset({"allow", "deny"})
 _OPENING: Final = frozenset({"tls", "starttls", "proxy_protocol", "proxy_trusted"})
 RULES: Final = _USERS | _NETWORKS | _OPENING
 """Those that are never taken silently. A program may have attributes of its own that are called like the others."""
-_STREAMS: Final = _USERS | _OPENING | {"min_read_rate", "send_timeout"}
+_STREAMS: Final = _USERS | _OPENING | {"min_read_rate", "send_timeout", "keepalive", "tcp_user_timeout"}
 _CONNECTIONS: Final = frozenset({
     "max_connections", "max_connections_per_client", "connections_alarm", "idle_timeout", "connection_timeout",
     "session_timeout", "session_queue", "max_sessions",

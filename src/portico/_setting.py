@@ -132,6 +132,22 @@ def _flag(text: str) -> bool:
     return words[text.lower()]
 
 
+def _overload(text: str) -> str | bytes:
+    from difflib import get_close_matches
+
+    if text in ("wait", "close"):
+        return text
+    if get_close_matches(text.lower(), ("wait", "close"), 1, 0.7):  # else a slip would be what clients are told
+        raise ValueError(text)
+    return text.encode().decode("unicode_escape").encode("latin-1")
+
+
+def _keepalive(text: str) -> Any:
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    return tuple(map(_digits, text.split(","))) if "," in text else float(text)
+
+
 def _group(text: str) -> int | str:
     return int(text) if text.isdigit() else text
 
@@ -251,13 +267,15 @@ DENIED: Final = Kind(
 OVERLOAD_KIND: Final = Kind(
     '"wait", "close", or an answer: bytes, or a callable (no coroutine) that returns them',
     lambda value: value in ("wait", "close") or isinstance(value, bytes) or _is_plain_callable(value),
-    lambda text: text if text in ("wait", "close") else text.encode().decode("unicode_escape").encode("latin-1"),
+    _overload,
 )
 KEEPALIVE_KIND: Final = Kind(
     "a number of seconds above 0, up to 1e9, or three numbers: seconds of silence, seconds between probes and how many "
-    "of them, such as (10, 5, 3); or none",
-    lambda value: value is None or (_number(value) and value > 0) or _is_keepalive(value),
-    _maybe(lambda text: tuple(map(_digits, text.split(","))) if "," in text else float(text)),
+    "of them, such as (10, 5, 3); true for the system's own, or none",
+    lambda value: (
+        any(value is known for known in (None, True, False)) or (_number(value) and value > 0) or _is_keepalive(value)
+    ),
+    _maybe(_keepalive),
 )
 ACCESS_LOG_KIND: Final = Kind('"text", "json" or none', lambda value: value in ("text", "json", None), _maybe(str))
 

@@ -228,17 +228,19 @@ def watch_peers(listener: Any, *, keepalive: Keepalive, tcp_user_timeout: float 
     """Have TCP look after the peers of the connections that this listener accepts, which inherit what is set here.
 
     `keepalive`: after so many seconds of silence the peer is asked for a sign of life, then again after each third of
-    them, three times in all; or as three numbers say: seconds of silence, seconds between questions, how many.
+    them, three times in all; or as three numbers say: seconds of silence, seconds between questions, how many; or, if
+    it is True, when the system does so by itself.
     `tcp_user_timeout`: seconds that sent data, or such a question, may stay unacknowledged; it then decides alone when
     a silent peer is given up (tcp(7)). None leaves the system's own. Means nothing for sockets other than TCP's. Raises
     `UnavailableError` for what this system does not have, `SettingError` for more than it can count.
     """
-    if keepalive is None and tcp_user_timeout is None:
+    if not keepalive and tcp_user_timeout is None:
         return
     if listener.family not in (socket.AF_INET, socket.AF_INET6) or listener.type != socket.SOCK_STREAM:
         return
-    if keepalive is not None:
+    if keepalive:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    if keepalive and keepalive is not True:
         first = "TCP_KEEPIDLE" if hasattr(socket, "TCP_KEEPIDLE") else "TCP_KEEPALIVE"  # the latter is macOS's
         timings = (keepalive, keepalive / 3, 3) if isinstance(keepalive, (int, float)) else keepalive
         for option, number in zip((first, "TCP_KEEPINTVL", "TCP_KEEPCNT"), timings, strict=True):

@@ -41,6 +41,7 @@ _CLASSES = {
     "tls-unix": "UnixStreamServer",
     "unix-dgram": "UnixDatagramServer",
 }
+_DATAGRAMS = ("udp", "unix-dgram")
 _ENCRYPTED = ("tls", "tls-unix")
 
 
@@ -116,7 +117,7 @@ def _serve(options: argparse.Namespace) -> int:
         for address in options.addresses:
             encrypted = parse(address).kind in _ENCRYPTED or values.get("starttls")
             given = {**values, "tls": tls} if encrypted else values
-            safe = partial(_safe, len(options.addresses))
+            safe = partial(_safe, sum(parse(address).kind not in _DATAGRAMS for address in options.addresses))
             running.append(stack.enter_context(_server(address, handler, options.concurrency, given, safe=safe)))
             _refuse_the_same_socket(running, address)
         # What sockets that were handed down are for is known only now.
@@ -128,6 +129,9 @@ def _serve(options: argparse.Namespace) -> int:
             _show_access_log()
         told = max(running, key=lambda server: (server.tls is not None, server.socket_type == socket.SOCK_STREAM))
         print(f"limits: {_budget.told(told)}; see 'portico settings'", flush=True)
+        for server in running:
+            if without := sorted(values.keys() & RULES - _fitting(type(server), values).keys()):
+                print(f"not for {describe(server.socket)}: {', '.join(without)}", flush=True)
         signals.serve(serve_together)
     return signals.status
 

@@ -190,11 +190,10 @@ class Changed:
 def check(server: object, given: Iterable[str] = ()) -> None:
     """Raise `SettingError` for a setting, wherever it was set, that is not allowed, or that another one contradicts.
 
-    What was `given` as a setting also has to be of use to such a server.
-
-    A program's own attribute that is called like a setting of other servers (`broadcast` on one of streams) is none.
+    All values that are not allowed are named at once. What was `given` as a setting has to be of use to such a server;
+    a program's own attribute that is called like a setting of others (`broadcast` on one of streams) is none.
     """
-    changed = set()
+    changed, wrong = set(), list[str]()
     made_of = type(server._server if isinstance(server, Changed) else server)
     for name, setting in ALL.items():
         value = getattr(server, name, setting.default)
@@ -202,21 +201,29 @@ def check(server: object, given: Iterable[str] = ()) -> None:
             continue
         if not _has(made_of, name):
             continue
+        if name not in given and name not in RULES and misplaced(name, server, family=None):
+            continue
         try:
             setting.check(value)
         except SettingError as error:
-            raise SettingError(f"{error}{_whose(made_of, name)}") from None
+            wrong.append(f"{error}{_whose(made_of, name)}")
+            continue
         if value != setting.default and not (value is False and setting.default is None):
             changed.add(name)
-    if not changed:
-        return
+    if wrong:
+        raise SettingError("; ".join(wrong))
+    if changed:
+        _check_together(server, made_of, changed, given)
+
+
+def _check_together(server: object, made_of: type, changed: set[str], given: Iterable[str]) -> None:
     from . import admission
 
     family = getattr(getattr(server, "socket", None), "family", None)
     for name in sorted(changed & RULES.union(given)):
-        wrong = misplaced(name, server, family=family)
-        if wrong is not None:
-            raise SettingError(f"{name} {wrong}{_whose(made_of, name)}")
+        why = misplaced(name, server, family=family)
+        if why is not None:
+            raise SettingError(f"{name} {why}{_whose(made_of, name)}")
     admission.check(server)
     _check_order(server, "idle_timeout", "connection_timeout")
     _check_order(server, "drain_spread", "drain_timeout")
@@ -263,12 +270,13 @@ def apply(server: object, values: dict[str, Any]) -> None:
         setattr(server, name, value)
 
 
-def alternatives(name: str, known: Iterable[str]) -> str:
+def alternatives(name: str, known: Iterable[str], what: str = "there are") -> str:
     """What somebody may have meant by a wrong name, and what there is."""
     from difflib import get_close_matches
 
-    close = get_close_matches(name, sorted(known), 1)
-    return (f"did you mean {close[0]}? There are: " if close else "there are: ") + ", ".join(sorted(known))
+    close = [] if name in ALL else get_close_matches(name, sorted(known), 1)
+    meant = f"did you mean {close[0]}? {what.capitalize()}" if close else what
+    return f"{meant}: {', '.join(sorted(known))}"
 
 
 def compat_values(server: object) -> Iterator[tuple[str, Any]]:
