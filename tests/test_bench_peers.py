@@ -214,21 +214,29 @@ def test_measures_two_peers(tmp_path: Path) -> None:
 @needs_the_load
 @pytest.mark.timeout(120)
 def test_measures_datagrams(tmp_path: Path) -> None:
+    """In one of three tries at the latest: on a busy machine a peer may not have had its turn."""
+    assert any(measured_datagrams(tmp_path / str(number)) for number in range(3))
+
+
+def measured_datagrams(folder: Path) -> bool:
     peers = "c-recvmmsg,c-recvfrom,portico-udp,portico-udp-threads,socketserver-udp,asyncio-udp"
-    arguments = ["--only", "udp,udp-1200,udp-ingest", "--peers", peers, "--rounds", "1", "--seconds", "0.4"]
-    done = bench(*arguments, "--output", str(tmp_path))
+    arguments = ["--only", "udp,udp-1200,udp-ingest", "--peers", peers, "--rounds", "1", "--seconds", "0.1"]
+    folder.mkdir()
+    done = bench(*arguments, "--output", str(folder))
     assert done.returncode == 0, done.stderr
+    messages = []
     for name in ("udp", "udp-1200", "udp-ingest"):
-        (samples,) = json.loads((tmp_path / f"{name}.json").read_text())["rounds"]
+        (samples,) = json.loads((folder / f"{name}.json").read_text())["rounds"]
         assert list(samples) == [peer.name for peer in roster.PEERS if peer.name in peers.split(",")]
         for taken in samples.values():
-            assert taken["messages"] > 0
+            messages.append(taken["messages"])
             assert taken["errors"] == 0
             if name == "udp-ingest":
                 received = taken["warmed"] + taken["messages"]
                 assert taken["sent"] == taken["messages"] + taken["lost"]
                 assert 0.9 * received <= taken["server"]["handled"] <= received
-    assert "Portico UDPServer" in (tmp_path / "benchmarks.md").read_text()
+    assert "Portico UDPServer" in (folder / "benchmarks.md").read_text()
+    return all(messages)
 
 
 def udp_load(port: int, *arguments: str) -> dict[str, Any]:

@@ -87,9 +87,7 @@ class Openable(Certified):
             connections.openings = Openings(self)
         else:
             connections.openings.refresh(self)
-        self._portico_seals = connections.openings is not None and any(
-            hasattr(self, name) and self._portico_overridden(name) for name in _SEE_REQUESTS
-        )
+        self._portico_seals = any(hasattr(self, name) and self._portico_overridden(name) for name in _SEE_REQUESTS)
         sock: Any = getattr(self, "socket", None)
         if self._portico_context_of_listener() is not None:
             sock.accept = partial(self._portico_accept_sealed, sock)

@@ -218,8 +218,7 @@ class UDPServer(BaseServer[Datagram]):
 
     def _portico_prepare(self) -> None:
         super()._portico_prepare()
-        if self._portico_loop is not None:  # which takes requests in another way, if there is nothing between
-            self._portico_reception.choose(self)
+        self._portico_reception.choose(self)
 
 
 if AF_UNIX is not None:
