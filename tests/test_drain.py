@@ -731,6 +731,7 @@ def test_a_suspended_server_lets_clients_wait_and_keeps_its_connections(make: Ma
     server = make(way, "Echo")
     client = make.client(server)
     assert client.ask(b"line\n") == b"LINE\n"
+    assert until(lambda: settled(server))  # and the loop is not about to look for a second client
     server.suspend()
     assert until(lambda: server.stats().state is State.SUSPENDED)
     with Client(server) as waiting:

@@ -146,7 +146,8 @@ class Managed(Ending):
     def suspend(self) -> None:
         """Accept nothing more until `resume`: clients wait in the backlog, connections stay. From any thread.
 
-        Before the start it has the server start suspended. With the run that it was asked in, or for, it is over.
+        One that the loop is about to take at this very moment may still come in. Before the start it has the server
+        start suspended. With the run that it was asked in, or for, it is over.
         """
         lifecycle = self._portico_lifecycle
         with lifecycle.lock:
