@@ -158,8 +158,8 @@ def _refuses(address: Any, began: float) -> float:
             socket.create_connection(tuple(address), 0.05).close()
         except ConnectionRefusedError:
             return (time.monotonic() - began) * 1000
-        except OSError:
-            continue
+        except OSError:  # lost, or reset: tried again
+            pass
         if time.monotonic() - began > 5:
             return 5000.0
         time.sleep(0.002)
